@@ -1,0 +1,70 @@
+"""ConvLens: from images to a convolutional network that you can trust.
+
+The names below are loaded when they are first used, so that `import convlens` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DATASETS": "datasets",
+    "Data": "data",
+    "DatasetSpec": "datasets",
+    "Epoch": "training",
+    "InputSpec": "images",
+    "MODELS": "models",
+    "Metrics": "evaluation",
+    "Predictor": "predict",
+    "RECIPES": "recipes",
+    "Recipe": "recipe",
+    "Run": "run",
+    "Split": "data",
+    "UserError": "errors",
+    "build": "models",
+    "capture": "explain",
+    "evaluate": "evaluation",
+    "feature_maps": "explain",
+    "fit": "run",
+    "load": "data",
+    "summarize": "summary",
+    "train": "training",
+}
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "RECIPES",
+    "Data",
+    "DatasetSpec",
+    "Epoch",
+    "InputSpec",
+    "Metrics",
+    "Predictor",
+    "Recipe",
+    "Run",
+    "Split",
+    "UserError",
+    "__version__",
+    "build",
+    "capture",
+    "evaluate",
+    "feature_maps",
+    "fit",
+    "load",
+    "summarize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'convlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

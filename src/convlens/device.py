@@ -1,0 +1,74 @@
+"""Where the arithmetic happens: device, precision, threads, seeds, and a timer that waits for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+
+import numpy as np
+import torch
+
+from .errors import UserError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: the named device is not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here; use 'auto' or 'cpu'") from error
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context that a forward pass runs in: `fp32` none, `bf16` autocast, `auto` bf16 on CUDA that has it, else fp32."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def mix_seed(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several whole numbers, such as (seed, epoch, step)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Timer:
+    """Seconds since it was made, after all work queued on `device` is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start = self._now()
+
+    def seconds(self) -> float:
+        return self._now() - self.start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def environment() -> dict[str, object]:
+    """What a reader must know to repeat a run: versions, processor, threads. No user or host name."""
+    from . import __version__
+
+    return {
+        "convlens": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,89 @@
+"""Logits of a whole split, and the numbers that are read off them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import Split
+from .device import autocast
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Of one class: `precision` right / predicted so, `recall` right / truly so, `f1` their harmonic mean, `support`."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """`accuracy` and `top5` in 0..1, `loss` the mean cross-entropy in nats; `confusion[i][j]` counts images of class i
+    that were taken for class j."""
+
+    images: int
+    accuracy: float
+    loss: float
+    top5: float
+    macro_f1: float
+    classes: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, precision: str = "fp32") -> Tensor:
+    """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
+
+    A split of its own device is moved to the model's batch by batch.
+    """
+    device = next(model.parameters()).device
+    mode = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            parts = [model(images.to(device)).float().cpu() for images in split.images.split(batch_size)]
+    finally:
+        model.train(mode)
+    return torch.cat(parts)
+
+
+def evaluate(model: nn.Module, split: Split, classes: tuple[str, ...] | None = None) -> Metrics:
+    """All metrics of `model` on `split`."""
+    return metrics_of(logits_of(model, split), split.labels.cpu(), classes)
+
+
+def metrics_of(logits: Tensor, labels: Tensor, classes: tuple[str, ...] | None = None) -> Metrics:
+    """Metrics from logits (N, K) and labels (N,). A class without images, or never predicted, has 0 where it would
+    divide by zero, and counts in the macro average, as in scikit-learn with zero_division=0."""
+    n, k = logits.shape
+    classes = classes or tuple(str(i) for i in range(k))
+    predicted = logits.argmax(1)
+    confusion = torch.zeros(k, k, dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.ones(n, dtype=torch.int64), accumulate=True)
+    right, said, truly = confusion.diag().double(), confusion.sum(0).double(), confusion.sum(1).double()
+    precision, recall = right / said.clamp(min=1), right / truly.clamp(min=1)
+    f1 = 2 * right / (said + truly).clamp(min=1)
+    top = logits.topk(min(5, k), dim=1).indices
+    return Metrics(
+        images=n,
+        accuracy=right.sum().item() / n,
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        top5=(top == labels[:, None]).any(1).double().mean().item(),
+        macro_f1=f1[(said + truly) > 0].mean().item(),
+        classes=tuple(
+            ClassMetrics(name, precision[i].item(), recall[i].item(), f1[i].item(), int(truly[i]))
+            for i, name in enumerate(classes)
+        ),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )

@@ -1,0 +1,47 @@
+"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import FAILED, UserError
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` such that a reader, a kill or a full disk never meets half a file.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to; an older file at `path` is left as it was.
+    """
+    part = path.with_name(f".{path.name}.part")  # one writer a run folder, so one name; a killed writer's is reused
+    try:
+        with open(part, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def disk_error(error: OSError, path: Path) -> UserError:
+    """The sentence for a write that the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"no room left to write {path} ({error.strerror}); what was saved before is whole: free some space, "
+            "or give another folder, then go on",
+            FAILED,
+        )
+    if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+        return UserError(f"cannot write to {path} ({error.strerror}); give another folder or change its permissions")
+    return UserError(f"cannot write {path}: {error.strerror or error}", FAILED)

@@ -1,0 +1,69 @@
+"""Optimizers, the learning-rate schedule as a function of the share of the run, and the objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recipe import LossConfig, OptimConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer that the recipe names, on the parameters that are to be trained."""
+    groups = parameter_groups(model, config)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, config.lr, momentum=config.momentum)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """All parameters decayed alike, or, where `decay_all` is false, biases and norms (one-dimensional ones) not at all."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.decay_all:
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def schedule(config: OptimConfig, t: float) -> float:
+    """The multiplier of the learning rate, 0..1, at share `t` (0 <= t < 1) of the run's steps.
+
+    `one-cycle` rises linearly over `warmup` and falls linearly to 0, as the CIFAR-10 speed records do (after
+    Smith, arXiv:1803.09820); `cosine` is Loshchilov and Hutter's half wave (arXiv:1608.03983).
+    """
+    warmup = config.warmup
+    if t < warmup:
+        return t / warmup if config.schedule == "one-cycle" else max(t / warmup, 1e-3)
+    rest = (t - warmup) / (1 - warmup) if warmup < 1 else 0.0
+    if config.schedule == "one-cycle":
+        return 1 - rest
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * rest))
+    if config.schedule == "step":
+        return config.step_factor ** sum(t >= at for at in config.step_at)
+    return 1.0
+
+
+def objective(model: nn.Module, loss: LossConfig, l1: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function (logits (N, K), labels (N,)) -> scalar that is minimised; `l1` adds l1 * sum |parameter|."""
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
+
+    def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.mse_loss(logits.softmax(1), F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+    plain = cross_entropy if loss.name == "cross-entropy" else squared_error
+    if l1 == 0:
+        return plain
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return lambda logits, labels: plain(logits, labels) + l1 * torch.stack([p.abs().sum() for p in parameters]).sum()

@@ -1,0 +1,200 @@
+"""A Recipe is everything that decides a training run: frozen, strict, and the same in Python, TOML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from .errors import UserError, unknown
+
+
+def _number(default: float, low: float, high: float = math.inf) -> Any:
+    """A field that holds a number in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network. `name` is one of `convlens models` or `package.module:function`; `args` go to its builder."""
+
+    name: str = "vgg"
+    normalize: Literal["dataset", "unit", "signed"] = "dataset"  # mean/std of the data set; pixels to 0..1; to -1..1
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule. `lr` is the peak learning rate; the schedule multiplies it by a number in 0..1."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    lr: float = _number(0.1, 0)
+    momentum: float = _number(0.9, 0, 0.9999)  # SGD and RMSprop
+    nesterov: bool = False
+    beta1: float = _number(0.9, 0, 0.9999)  # Adam and AdamW
+    beta2: float = _number(0.999, 0, 0.99999)
+    weight_decay: float = _number(0.0, 0)  # L2; not on biases and norms where decay_all is false
+    decay_all: bool = True
+    l1: float = _number(0.0, 0)
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = "constant"
+    warmup: float = _number(0.0, 0, 1)  # share of the run: the rise of one-cycle, a linear warm-up elsewhere
+    step_at: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of the run where `step` multiplies
+    step_factor: float = _number(0.1, 0, 1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """`mse` compares probabilities (softmax) with the one-hot label; `cross-entropy` takes label smoothing."""
+
+    name: Literal["cross-entropy", "mse"] = "cross-entropy"
+    label_smoothing: float = _number(0.0, 0, 1)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless."""
+
+    flip: bool = False
+    shift: int = _number(0, 0, 1024)  # pixels, in both directions
+    cutout: int = _number(0, 0, 1024)  # side of the erased square in pixels
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`val` is the share of the training images that is held out to choose the best epoch; 0 trains on all of them.
+    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it."""
+
+    val: float = _number(0.1, 0, 0.9)
+    test_each_epoch: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Every field has a default; `Recipe.from_toml` and `override` refuse what they do not know."""
+
+    name: str = "custom"
+    note: str = ""
+    epochs: int = _number(8, 0, 100_000)
+    batch_size: int = _number(128, 1, 1_000_000)
+    seed: int = _number(0, 0, 2**32 - 1)
+    patience: int = _number(0, 0)  # epochs without a better validation loss before it stops; 0: never
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        _check(self, "")
+        if self.optim.nesterov and self.optim.momentum == 0:
+            raise UserError("optim.nesterov needs optim.momentum above 0")
+        if self.patience and self.data.val == 0:
+            raise UserError("patience needs a validation split: set data.val, for example to 0.1")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], base: Recipe | None = None) -> Recipe:
+        """`base` (default: the defaults) with `values`, a nested dict, laid over it.
+
+        Raises:
+            UserError: a key that does not exist (its nearest neighbour is named), a value of the wrong type or range.
+        """
+        return _merge(base or cls(), values, "")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file. Raises UserError where it is missing, not TOML, or holds what a recipe does not."""
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not TOML: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def override(self, settings: dict[str, Any]) -> Recipe:
+        """A recipe with dotted keys replaced, such as {"optim.lr": 0.05}."""
+        recipe = self
+        for key, value in settings.items():
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            recipe = Recipe.from_dict(nested, recipe)
+        return recipe
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`optim.lr=0.1` -> ("optim.lr", 0.1). The value is read as TOML; what is not TOML is taken as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes KEY=VALUE such as optim.lr=0.05, not {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _merge(config: Any, values: dict[str, Any], where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)]
+    changes = {}
+    for key, value in values.items():
+        if key not in names:
+            raise unknown("recipe key", where + key, [where + n for n in names])
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}{key} is a section, such as {where}{key}.{dataclasses.fields(current)[0].name}")
+            changes[key] = _merge(current, value, f"{where}{key}.")
+        elif isinstance(current, dict) and isinstance(value, dict):
+            changes[key] = {**current, **value}  # model.args: one argument can be set without naming the others
+        else:
+            changes[key] = value
+    merged = {f.name: changes.get(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)}
+    _check_types(type(config), merged, where)
+    return type(config)(**merged)
+
+
+def _check_types(cls: type, values: dict[str, Any], where: str) -> None:
+    hints = typing.get_type_hints(cls)
+    for name, value in list(values.items()):
+        hint = hints[name]
+        origin = typing.get_origin(hint) or hint
+        if hint is float and type(value) is int:
+            values[name] = float(value)
+        elif origin is Literal:
+            choices = typing.get_args(hint)
+            if not isinstance(value, str):
+                raise UserError(f"{where}{name} must be one of {', '.join(choices)}, not {value!r}")
+            if value not in choices:
+                raise unknown(where + name, value, choices)
+        elif not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+            raise UserError(f"{where}{name} must be a {_NAMES.get(origin, origin.__name__)}, not {value!r}")
+
+
+_NAMES = {int: "whole number", float: "number", str: "string", bool: "true or false", list: "list", dict: "table"}
+
+
+def _check(config: Any, where: str) -> None:
+    _check_types(type(config), dict(vars(config)), where)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{where}{f.name}.")
+        elif "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:  # also false for nan
+            high = f.metadata["high"]
+            bounds = f"{f.metadata['low']} or more" if high == math.inf else f"{f.metadata['low']} to {high}"
+            raise UserError(f"{where}{f.name} must be {bounds}, not {value}")

@@ -1,0 +1,106 @@
+"""The recipes that come with ConvLens: the articles' own training, and ours. A variant is `replace(base, ...)`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .errors import unknown
+from .recipe import AugmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+
+# The articles train on the whole training set, look at the test set after every epoch and keep the last weights.
+_AS_THE_ARTICLES = DataConfig(val=0.0, test_each_epoch=True)
+
+LENET5_MNIST = Recipe(
+    name="lenet5-mnist",
+    note="LeNet-5 (LeCun et al., 1998) as the first article trains it: ReLU and average pooling, plain SGD. "
+    "The article leaves the pixel scale open: 0..1, as its kind of tutorial does. "
+    "The test set is looked at every epoch, as in the article; nothing is chosen by it.",
+    epochs=10,
+    batch_size=16,
+    model=ModelConfig("lenet5", normalize="unit"),
+    optim=OptimConfig("sgd", lr=0.1, momentum=0.0),
+    data=_AS_THE_ARTICLES,
+)
+
+CNN_MNIST = Recipe(
+    name="cnn-mnist",
+    note="Two convolutions and two linear layers in five epochs, pixels to -1..1. "
+    "The article leaves the activation between its linear layers open: ReLU. "
+    "The test set is looked at every epoch, as in the article; nothing is chosen by it.",
+    epochs=5,
+    batch_size=64,
+    model=ModelConfig("cnn-mnist", normalize="signed"),
+    optim=OptimConfig("sgd", lr=0.01, momentum=0.9),
+    data=_AS_THE_ARTICLES,
+)
+
+DEEPCNN_MNIST = Recipe(
+    name="deepcnn-mnist",
+    note="Three convolutions with dropout 0.3 after each block and between the linear layers, Xavier weights on the "
+    "linear layers, Adam. The article shows curves only. "
+    "The test set is looked at every epoch, as in the article; nothing is chosen by it.",
+    epochs=15,
+    batch_size=32,
+    model=ModelConfig("deepcnn-mnist", normalize="unit"),
+    optim=OptimConfig("adam", lr=0.001),
+    data=_AS_THE_ARTICLES,
+)
+
+CNN_CIFAR10 = Recipe(
+    name="cnn-cifar10",
+    note="Two convolutions with dropout 0.3 and 0.5 for ten epochs. The article leaves the activation after the first "
+    "linear layer open: ReLU. The test set is looked at every epoch, as in the article; nothing is chosen by it.",
+    epochs=10,
+    batch_size=32,
+    model=ModelConfig("cnn-cifar10", normalize="unit"),
+    optim=OptimConfig("sgd", lr=0.001, momentum=0.9),
+    data=_AS_THE_ARTICLES,
+)
+
+DROPOUT_CIFAR10 = replace(
+    CNN_CIFAR10,
+    name="dropout-cifar10",
+    note="The network and the training of cnn-cifar10 for twenty epochs: with the same seed its first ten epochs are "
+    "those of cnn-cifar10. The test set is looked at every epoch, as in the article; nothing is chosen by it.",
+    epochs=20,
+)
+
+# What `convlens train DATA` does when nothing else is said: a small batch-norm network, one cycle, a validation split.
+QUICK = Recipe(
+    name="quick",
+    note="A small batch-norm VGG, one-cycle SGD with Nesterov momentum, shifts, and mirroring where it is harmless; "
+    "the epoch with the best validation loss is kept and the test set is looked at once.",
+    epochs=8,
+    batch_size=128,
+    model=ModelConfig("vgg", args={"widths": [16, 32, 64], "convs": 1}),
+    optim=OptimConfig(
+        "sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False, schedule="one-cycle", warmup=0.25
+    ),
+    augment=AugmentConfig(flip=True, shift=2),
+)
+
+RESNET_CIFAR10 = Recipe(
+    name="resnet-cifar10",
+    note="ResNet-20 with its paper's augmentation (shift by 4, mirror) on a one-cycle schedule.",
+    epochs=20,
+    batch_size=128,
+    model=ModelConfig("resnet20"),
+    optim=OptimConfig(
+        "sgd", lr=0.4, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False, schedule="one-cycle", warmup=0.25
+    ),
+    augment=AugmentConfig(flip=True, shift=4),
+)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (LENET5_MNIST, CNN_MNIST, DEEPCNN_MNIST, CNN_CIFAR10, DROPOUT_CIFAR10, QUICK, RESNET_CIFAR10)
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a TOML file where `name` ends in `.toml`."""
+    if name.endswith(".toml"):
+        return Recipe.from_toml(name)
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES, "`convlens recipes` lists them; a file is named by its .toml ending.")
+    return RECIPES[name]

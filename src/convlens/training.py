@@ -1,0 +1,131 @@
+"""train(): the loop, as a generator of one Epoch a pass. Logging, evaluating, saving and stopping are the caller's
+`for` body; there is no other loop in ConvLens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data import Data, batches, steps_per_epoch
+from .device import Timer, autocast, mix_seed
+from .errors import FAILED, UserError
+from .optim import make_optimizer, objective, schedule
+from .recipe import AugmentConfig, Recipe
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
+
+
+@dataclass
+class Position:
+    """Where a run stands, all that a resumed one needs beside the weights: `epoch` and `step` are the next to be done,
+    `losses` the loss of each step of the current epoch, `correct` its right answers."""
+
+    epoch: int
+    step: int
+    losses: Tensor
+    correct: Tensor
+    optimizer: torch.optim.Optimizer
+    random: Tensor  # torch's generator, which dropout draws from
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images. `loss` is the mean over its images and `accuracy` the share that was right,
+    both as they were met (augmented, in training mode). `complete` is False where `stop` cut it short."""
+
+    index: int
+    complete: bool
+    loss: float
+    accuracy: float
+    lr: float
+    seconds: float
+    images: int
+    position: Position
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    resume: Callable[[Position], None] | None = None,
+    stop: threading.Event | None = None,
+    watch: Callable[[Iterable[tuple[Tensor, Tensor]], Position], Iterable[tuple[Tensor, Tensor]]] | None = None,
+) -> Iterator[Epoch]:
+    """Train `model` in place on `data.train` as `recipe` says, yielding after every epoch; `break` stops early.
+
+    Epochs count from 1. Data and model must lie on the same device. The order and the augmentation of a step come from
+    (seed, epoch, step) alone.
+
+    Args:
+        resume: fills the position (and the model) from a checkpoint before the first step.
+        stop: set from anywhere (a signal, a page), ends the epoch after the step under way; it is yielded incomplete.
+        watch: wraps the batches of an epoch, as a progress bar does.
+
+    Raises:
+        UserError: the loss is not a finite number.
+    """
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, recipe.optim)
+    loss_of = objective(model, recipe.loss, recipe.optim.l1)
+    steps = steps_per_epoch(data.train, recipe.batch_size)
+    stop = stop or threading.Event()
+    changes = AugmentConfig(recipe.augment.flip and data.flip_ok, recipe.augment.shift, recipe.augment.cutout)
+    at = Position(1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, torch.get_rng_state())
+    if resume:
+        resume(at)
+
+    while at.epoch <= recipe.epochs:
+        timer, first = Timer(device), at.step
+        torch.set_rng_state(at.random) if first else torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32))
+        model.train()
+        todo: Iterable[tuple[Tensor, Tensor]] = batches(
+            data.train, recipe.batch_size, changes, recipe.seed, at.epoch, first
+        )
+        for images, labels in watch(todo, at) if watch else todo:
+            lr = recipe.optim.lr * schedule(recipe.optim, (at.epoch - 1 + at.step / steps) / recipe.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with autocast(device, recipe.precision):
+                logits = model(images)
+            loss = loss_of(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            at.losses[at.step] = loss.detach()
+            at.correct += (logits.detach().argmax(1) == labels).sum()
+            at.step += 1
+            if at.step % CHECK_EVERY == 0:
+                _require_finite(at, recipe, steps)
+            if stop.is_set():
+                break
+        _require_finite(at, recipe, steps)
+        seen = min(at.step * recipe.batch_size, len(data.train))
+        sizes = torch.full((at.step,), recipe.batch_size, device=device)
+        sizes[-1] = seen - (at.step - 1) * recipe.batch_size  # the last batch may be smaller
+        loss_sum, correct, index = (at.losses[: at.step] * sizes).sum().item(), at.correct.item(), at.epoch
+        done = at.step == steps
+        if done:
+            at.epoch, at.step = at.epoch + 1, 0
+            at.losses.zero_(), at.correct.zero_()
+        at.random = torch.get_rng_state()
+        trained = seen - first * recipe.batch_size
+        yield Epoch(index, done, loss_sum / seen, correct / seen, lr, timer.seconds(), trained, at)
+        if stop.is_set():
+            return
+
+
+def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
+    bad = (~at.losses[: at.step].isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        lr = recipe.optim.lr * schedule(recipe.optim, (at.epoch - 1 + step / steps) / recipe.epochs)
+        raise UserError(
+            f"the loss is {at.losses[step].item()} in epoch {at.epoch}, step {step + 1} of {steps}, at a learning rate of "
+            f"{lr:.4g}: try a third of it (--lr {recipe.optim.lr / 3:.2g}), a warm-up (--set optim.warmup=0.2), or fp32",
+            FAILED,
+        )
