@@ -121,7 +121,10 @@ def _sentence(name: str, troubles: list[tuple[str, Exception]], folder: Path) ->
             f"later, {by_hand}",
             FAILED,
         )
-    if any(isinstance(e, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)) for e in errors):
+    if any(
+        isinstance(e, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError))
+        for e in errors
+    ):
         return UserError(f"could not download {name}: the connection broke off; try again, {by_hand}", FAILED)
     return UserError(
         f"could not download {name}: no mirror can be reached (offline?); connect, point --data-dir or CONVLENS_DATA at "

@@ -75,7 +75,9 @@ def _check(spec: DatasetSpec, images: np.ndarray, labels: np.ndarray, count: int
             "files and let ConvLens download them again"
         )
     if labels.min() < 0 or labels.max() >= len(spec.classes):
-        raise UserError(f"{where} have labels {labels.min()} to {labels.max()}; {spec.name} has 0 to {len(spec.classes) - 1}")
+        raise UserError(
+            f"{where} have labels {labels.min()} to {labels.max()}; {spec.name} has 0 to {len(spec.classes) - 1}"
+        )
 
 
 # idx ------------------------------------------------------------------------------------------------------------
@@ -114,7 +116,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     expected = 0x0800 | dimensions
     magic = int.from_bytes(data[:4], "big")
     if len(data) < 4 + 4 * dimensions or magic != expected:
-        raise UserError(f"{path} is not an idx file of {dimensions}-dimensional bytes (magic {magic}, not {expected}); {again}")
+        raise UserError(
+            f"{path} is not an idx file of {dimensions}-dimensional bytes (magic {magic}, not {expected}); {again}"
+        )
     sizes = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
     body = len(data) - 4 - 4 * dimensions
     wanted = 1
@@ -142,7 +146,7 @@ def _read_cifar(spec: DatasetSpec, place: Path) -> tuple[Arrays, Arrays]:
             images = np.ascontiguousarray(content[b"data"])
             labels = np.asarray(content[label_key], dtype=np.int64)
             if images.dtype != np.uint8:
-                raise ValueError(f"pixels of type {images.dtype}")  # noqa: TRY301 - told as damage just below
+                raise ValueError(f"pixels of type {images.dtype}")
             return images.reshape(-1, spec.channels, *spec.size), labels
         except Exception as error:  # the pickle machine and numpy raise anything at all on hostile bytes
             raise UserError(f"{place / name} is not a CIFAR batch ({error}); {again}") from error

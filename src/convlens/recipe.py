@@ -157,7 +157,9 @@ def _merge(config: Any, values: dict[str, Any], where: str) -> Any:
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise UserError(f"{where}{key} is a section, such as {where}{key}.{dataclasses.fields(current)[0].name}")
+                raise UserError(
+                    f"{where}{key} is a section, such as {where}{key}.{dataclasses.fields(current)[0].name}"
+                )
             changes[key] = _merge(current, value, f"{where}{key}.")
         elif isinstance(current, dict) and isinstance(value, dict):
             changes[key] = {**current, **value}  # model.args: one argument can be set without naming the others

@@ -74,7 +74,14 @@ QUICK = Recipe(
     batch_size=128,
     model=ModelConfig("vgg", args={"widths": [16, 32, 64], "convs": 1}),
     optim=OptimConfig(
-        "sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False, schedule="one-cycle", warmup=0.25
+        "sgd",
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=False,
+        schedule="one-cycle",
+        warmup=0.25,
     ),
     augment=AugmentConfig(flip=True, shift=2),
 )
@@ -86,7 +93,14 @@ RESNET_CIFAR10 = Recipe(
     batch_size=128,
     model=ModelConfig("resnet20"),
     optim=OptimConfig(
-        "sgd", lr=0.4, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False, schedule="one-cycle", warmup=0.25
+        "sgd",
+        lr=0.4,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=False,
+        schedule="one-cycle",
+        warmup=0.25,
     ),
     augment=AugmentConfig(flip=True, shift=4),
 )

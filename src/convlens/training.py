@@ -75,7 +75,9 @@ def train(
     steps = steps_per_epoch(data.train, recipe.batch_size)
     stop = stop or threading.Event()
     changes = AugmentConfig(recipe.augment.flip and data.flip_ok, recipe.augment.shift, recipe.augment.cutout)
-    at = Position(1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, torch.get_rng_state())
+    at = Position(
+        1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, torch.get_rng_state()
+    )
     if resume:
         resume(at)
 

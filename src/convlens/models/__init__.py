@@ -91,8 +91,10 @@ def _check_args(name: str, builder: Builder, args: dict[str, Any]) -> None:
     allowed = [p for p in parameters if p not in ("channels", "classes", "size")]
     for key in args:
         if key not in allowed:
-            raise unknown(f"argument of the model {name}", key, allowed) if allowed else UserError(
-                f"the model {name} takes no arguments, {key!r} was given"
+            raise (
+                unknown(f"argument of the model {name}", key, allowed)
+                if allowed
+                else UserError(f"the model {name} takes no arguments, {key!r} was given")
             )
 
 

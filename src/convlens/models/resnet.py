@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 def conv_bn(into: int, out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
     """Convolution without bias, which the batch norm behind it would cancel."""
-    return nn.Sequential(
-        nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out)
-    )
+    return nn.Sequential(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
 
 
 class BasicBlock(nn.Module):

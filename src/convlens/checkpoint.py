@@ -1,0 +1,85 @@
+"""The exact state of a run in one safetensors file: weights, optimizer, position, random numbers, history.
+
+One file, because one rename is atomic and two are not: a kill at any moment leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .errors import FAILED, UserError
+from .files import write_whole
+from .training import Position
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held: its tensors by name, and `notes`, the JSON beside them."""
+
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+def save(path: Path, model: nn.Module, position: Position | None, notes: dict[str, Any]) -> None:
+    """Replace the checkpoint at `path` atomically. Without a position only the weights are kept (the best epoch's).
+
+    Raises:
+        UserError: the disk refused; the older checkpoint is whole.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if position:
+        notes = {**notes, "epoch": position.epoch, "step": position.step}
+        tensors |= {"losses": position.losses, "correct": position.correct, "random": position.random}
+        for index, state in position.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:  # SGD without momentum keeps an empty place for it
+                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    # contiguous: safetensors knows one layout; clone: a model may hold the same tensor under two names
+    flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_whole(path, safetensors.torch.save(flat, metadata={"notes": json.dumps(notes)}))
+
+
+def read(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None where none was written yet. Raises UserError where the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return Checkpoint(tensors, json.loads(file.metadata()["notes"]))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {path} is damaged ({error}); the run cannot be taken up from it", FAILED
+        ) from error
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's state dict in a checkpoint."""
+    return {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, position: Position) -> None:
+    """Put weights, optimizer and position back, bit for bit."""
+    model.load_state_dict(weights(checkpoint))
+    position.epoch, position.step = checkpoint.notes["epoch"], checkpoint.notes["step"]
+    position.losses.copy_(checkpoint.tensors["losses"])
+    position.correct.copy_(checkpoint.tensors["correct"])
+    position.random = checkpoint.tensors["random"]
+    parameters = [p for group in position.optimizer.param_groups for p in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:  # the fused optimizers walk through memory: same layout as the weights
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            states.setdefault(int(index), {})[name] = value
+    position.optimizer.load_state_dict({**position.optimizer.state_dict(), "state": states})

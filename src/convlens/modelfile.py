@@ -1,0 +1,110 @@
+"""The file that leaves: one safetensors with the weights and, in its metadata, all that is needed to rebuild the
+network, prepare a picture for it, name its answers, and check that it still gives the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .files import write_whole
+from .images import InputSpec
+from .models import build
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """`model` takes uint8 (N, C, H, W) and gives logits (N, len(classes)). `golden_images` and `golden_logits` are a few
+    inputs and what the model said to them when it was saved."""
+
+    model: nn.Module
+    name: str
+    args: dict[str, Any]
+    input: InputSpec
+    classes: tuple[str, ...]
+    recipe: dict[str, Any]
+    metrics: dict[str, Any]
+    golden_images: Tensor
+    golden_logits: Tensor
+
+
+def save_model(path: Path, file: ModelFile) -> None:
+    """Write `file` to `path`, whole or not at all."""
+    config = {
+        "builder": file.name,
+        "args": file.args,
+        "input": dataclasses.asdict(file.input),
+        "classes": file.classes,
+        "recipe": file.recipe,
+        "metrics": file.metrics,
+    }
+    tensors = {f"model.{k}": v for k, v in file.model.state_dict().items()}
+    tensors |= {"golden.images": file.golden_images, "golden.logits": file.golden_logits}
+    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    metadata = {"format": "convlens", "version": str(FORMAT), "config": json.dumps(config, ensure_ascii=False)}
+    write_whole(path, safetensors.torch.save(flat, metadata=metadata))
+
+
+def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
+    """Read a model file; the model is in evaluation mode, on the CPU.
+
+    A file that was built by a function outside ConvLens is only rebuilt where `builder` names that same function: a
+    file must not decide what code is imported.
+
+    Raises:
+        UserError: no such file, not a model file, a newer format, or a builder that was not named.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "convlens":
+                raise UserError(f"{path} is a safetensors file, but not a ConvLens model file")
+            if int(metadata["version"]) > FORMAT:
+                raise UserError(
+                    f"{path} has format {metadata['version']}; this ConvLens reads up to {FORMAT}: update it"
+                )
+            config = json.loads(metadata["config"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise UserError(f"there is no model file {path}") from error
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a ConvLens model file: {error}") from error
+    if ":" in config["builder"] and builder != config["builder"]:
+        raise UserError(
+            f"{path} was built by {config['builder']}, which is not part of ConvLens; if you trust that code, name it: "
+            f"-m {config['builder']}"
+        )
+    spec = InputSpec(**{**config["input"], "size": tuple(config["input"]["size"])})
+    classes = tuple(config["classes"])
+    model = build(config["builder"], channels=spec.channels, classes=len(classes), size=spec.size, args=config["args"])
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit the network {config['builder']} that it names") from error
+    return ModelFile(
+        model=model.eval(),
+        name=config["builder"],
+        args=config["args"],
+        input=spec,
+        classes=classes,
+        recipe=config["recipe"],
+        metrics=config["metrics"],
+        golden_images=tensors["golden.images"],
+        golden_logits=tensors["golden.logits"],
+    )
+
+
+def golden_difference(file: ModelFile) -> float:
+    """The largest difference between the golden logits and what the model says to the golden images now."""
+    with torch.inference_mode():
+        return (file.model(file.golden_images).float() - file.golden_logits).abs().max().item()

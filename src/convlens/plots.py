@@ -1,0 +1,200 @@
+"""One function a figure. Each takes an Axes (or makes one) and returns it, so that a figure can stand in any page.
+
+Right and wrong, training and validation are told apart by shape and text as well as by colour (Okabe and Ito's palette,
+which readers with any colour vision can tell apart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from .evaluation import Metrics
+from .explain import FeatureMap
+from .files import write_whole
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+
+
+def new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
+    """An Axes on a figure of its own, in inches, without pyplot and so without a window or global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.add_subplot()
+
+
+def save(axes: Axes, path: Path, dpi: int = 120) -> Path:
+    """Write the figure that `axes` stands in as a PNG, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    axes.get_figure(root=True).savefig(buffer, dpi=dpi, format="png")  # type: ignore[union-attr] # an Axes always has one
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def curves(history: Sequence[dict[str, Any]], quantity: str = "loss", axes: Axes | None = None) -> Axes:
+    """`quantity` ("loss" or "accuracy") over the epochs: training, validation, and the test set where it was looked at."""
+    axes = axes or new_axes()
+    epochs = [row["epoch"] for row in history]
+    styles = (("train", BLUE, "o-", "training"), ("val", ORANGE, "s--", "validation"), ("test", GREEN, "^:", "test"))
+    for prefix, color, style, label in styles:
+        key = f"{prefix}_{quantity}"
+        if history and key in history[0]:
+            values = [row[key] * (100 if quantity == "accuracy" else 1) for row in history]
+            axes.plot(epochs, values, style, color=color, label=f"{label} ({values[-1]:.4g})", markersize=4)
+    axes.set(xlabel="epoch", ylabel="accuracy in %" if quantity == "accuracy" else "loss (cross-entropy)")
+    axes.set_title("Accuracy" if quantity == "accuracy" else "Loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(title="after the last epoch")
+    return axes
+
+
+def image_grid(
+    images: Tensor,
+    captions: Sequence[str],
+    wrong: Sequence[bool] | None = None,
+    title: str = "",
+    columns: int = 8,
+    axes: Axes | None = None,
+) -> Axes:
+    """Images uint8 (N, C, H, W) in rows with a caption under each. Where `wrong` is given, a right one has a thin green
+    frame and a check mark, a wrong one a thick dashed red frame and a cross."""
+    columns = min(columns, max(len(images), 1))
+    rows = -(-len(images) // columns)
+    axes = axes or new_axes(1.15 * columns + 0.2, 1.45 * rows + (0.5 if title else 0.2))
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = 1.15 * (i % columns), 1.45 * (i // columns)
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        axes.imshow(
+            pixels[:, :, 0] if pixels.shape[2] == 1 else pixels,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            extent=(x, x + 1, y + 1, y),
+            interpolation="nearest",
+        )
+        color = "black"
+        if wrong is not None:
+            color = RED if wrong[i] else GREEN
+            line = {"linewidth": 2.5, "linestyle": (0, (3, 1.5))} if wrong[i] else {"linewidth": 1}
+            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=color, **line))  # type: ignore[arg-type] # matplotlib's own dash form
+            caption = f"{'✗' if wrong[i] else '✓'} {caption}"
+        size = 8 if max(len(line) for line in caption.split("\n")) < 13 else 6
+        axes.text(x + 0.5, y + 1.04, caption, ha="center", va="top", fontsize=size, color=color)
+    axes.set(xlim=(-0.08, 1.15 * columns - 0.07), ylim=(1.45 * rows, -0.06))
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.set_title(title)
+    return axes
+
+
+def gallery(
+    images: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    classes: Sequence[str],
+    title: str = "Predictions",
+    axes: Axes | None = None,
+) -> Axes:
+    """Images with what the network took them for, and the truth where it was wrong."""
+    predicted = probabilities.argmax(1)
+    captions = []
+    for p, truth, probability in zip(predicted.tolist(), labels.tolist(), probabilities.amax(1).tolist(), strict=True):
+        captions.append(
+            f"{classes[p]} {probability:.0%}" if p == truth else f"{classes[p]} {probability:.0%}\nis {classes[truth]}"
+        )
+    return image_grid(images, captions, (predicted != labels).tolist(), title, axes=axes)
+
+
+def class_counts(labels: Tensor, classes: Sequence[str], title: str = "", axes: Axes | None = None) -> Axes:
+    """A bar a class with its number of images."""
+    axes = axes or new_axes(6.4, max(2.5, 0.25 * len(classes) + 1))
+    counts = labels.bincount(minlength=len(classes)).tolist()
+    small = {"fontsize": 6} if len(classes) > 40 else {}
+    bars = axes.barh(range(len(classes)), counts, color=BLUE)
+    if len(classes) <= 40:
+        axes.bar_label(bars, [f"{c:,}" for c in counts], padding=3)
+    axes.set_yticks(range(len(classes)), classes, **small)
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.01)
+    axes.set(xlabel="images", title=title)
+    return axes
+
+
+def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | None = None) -> Axes:
+    """Rows are the true classes, columns what they were taken for; colour is the share of the row, numbers are images."""
+    names = [c.name for c in metrics.classes]
+    k = len(names)
+    side = min(max(4.5, 0.55 * k + 1.6), 11)
+    axes = axes or new_axes(side + 1, side)
+    counts = np.array(metrics.confusion)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if k <= 20:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black",
+                      fontsize=8)  # fmt: skip # one call, one line too long
+    small = {"fontsize": 5} if k > 40 else {}
+    axes.set_xticks(range(k), names, rotation=90 if max(map(len, names)) > 2 else 0, **small)
+    axes.set_yticks(range(k), names, **small)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.get_figure(root=True).colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)  # type: ignore[union-attr] # an Axes always has one
+    return axes
+
+
+def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """(N, H, W) -> one masked array with the N tiles in rows; gaps and unused tiles are masked."""
+    n, h, w = maps.shape
+    rows = -(-n // columns)
+    canvas = np.ma.masked_all((rows * (h + gap) - gap, columns * (w + gap) - gap))
+    for i, tile in enumerate(maps):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[y : y + h, x : x + w] = tile
+    return canvas
+
+
+def _tiles(maps: np.ndarray, title: str, label: str, symmetric: bool, axes: Axes | None) -> Axes:
+    columns = int(np.ceil(np.sqrt(len(maps) * 1.3)))
+    canvas = mosaic(maps, columns)
+    width = 7.0
+    axes = axes or new_axes(width, min(9.5, 0.86 * width * canvas.shape[0] / canvas.shape[1] + 0.9))
+    high = float(np.abs(maps).max()) or 1.0
+    colors = matplotlib.colormaps["RdBu_r" if symmetric else "viridis"].with_extremes(bad=(0, 0, 0, 0))
+    low = -high if symmetric else float(min(maps.min(), 0))
+    picture = axes.imshow(canvas, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.axis("off")
+    axes.set_title(title, fontsize=10)
+    axes.get_figure(root=True).colorbar(picture, ax=axes, label=label, shrink=0.8)  # type: ignore[union-attr] # an Axes always has one
+    return axes
+
+
+def filters(weights: Tensor, name: str = "", axes: Axes | None = None) -> Axes:
+    """The kernels (out, in, kH, kW) of a convolution, one tile an output channel. Three input channels are drawn as
+    colours, each filter scaled to its own range; else the mean over the input channels on one scale around zero."""
+    out, into, height, width = weights.shape
+    title = f"Filters of {name}: {out} of {height} x {width}"
+    if into != 3:
+        return _tiles(weights.mean(1).numpy(), title, "weight", symmetric=True, axes=axes)
+    largest = weights.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    pictures = ((weights / largest) * 127.5 + 127.5).byte()
+    captions = [f"±{value:.2g}" for value in largest.flatten().tolist()]
+    return image_grid(pictures, captions, title=f"{title}, as colours (gray is 0)", axes=axes)
+
+
+def feature_map(feature: FeatureMap, axes: Axes | None = None) -> Axes:
+    """All channels of one layer for one image on one scale: blue and red around zero where values are of both signs."""
+    maps = feature.maps.numpy()
+    channels, height, width = maps.shape
+    title = f"{feature.name} ({feature.kind}): {channels} maps of {height} x {width}\n{feature.formula}"
+    return _tiles(maps, title, "activation", symmetric=bool(maps.min() < 0), axes=axes)

@@ -1,0 +1,153 @@
+"""The layer table: what every layer makes of its input, what it costs, and how much of the image it sees.
+
+Measured by one forward pass, not read off the code: hooks see the sizes, and a torch function mode follows the
+receptive field through every operation, also those that are not layers (the sum of a residual block).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .models.sizes import WINDOWED, formula, window
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer. `output` (C, H, W) or (C,); `macs` multiply-adds for one image; `receptive_field` and `jump` in pixels
+    of the image along its height, None once a layer sees all of it; `formula` the output height with its numbers."""
+
+    name: str
+    kind: str
+    kernel: str
+    stride: str
+    padding: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    jump: int | None
+    formula: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All layers of a model for images of `input` (C, H, W), in the order in which they run, and the totals."""
+
+    input: tuple[int, int, int]
+    rows: tuple[LayerRow, ...]
+    parameters: int
+    macs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary:
+    """The table of `model` for images of this size: one pass of one empty image, in evaluation mode, mode put back."""
+    rows: list[LayerRow] = []
+    image = torch.zeros(1, channels, *size, dtype=torch.uint8, device=next(model.parameters()).device)
+    fields = _ReceptiveFields(image)
+    handles = [
+        layer.register_forward_hook(_row(name, rows, fields))
+        for name, layer in model.named_modules()
+        if name and (not list(layer.children()) or list(layer.parameters(recurse=False)))
+    ]
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), fields:
+            model(image)
+    finally:
+        model.train(mode)
+        for handle in handles:
+            handle.remove()
+    return Summary(
+        (channels, *size), tuple(rows), sum(p.numel() for p in model.parameters()), sum(row.macs for row in rows)
+    )
+
+
+def _row(
+    name: str, rows: list[LayerRow], fields: _ReceptiveFields
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kernel = stride = padding = text = ""
+        if isinstance(layer, WINDOWED):
+            shapes = window(layer)
+            fields.slide(inputs[0], output, kernel=shapes[0][0], stride=shapes[1][0], dilation=shapes[3][0])
+            kernel, stride, padding = (f"{h}" if h == w else f"{h}x{w}" for h, w in shapes[:3])
+            numbers = [side[0] for side in shapes]
+            text = formula(inputs[0].shape[2], *numbers, ceil=bool(getattr(layer, "ceil_mode", False)))
+        field, jump = fields.of(output)
+        rows.append(
+            LayerRow(
+                name=name,
+                kind=type(layer).__name__,
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                output=tuple(output.shape[1:]),
+                parameters=sum(p.numel() for p in layer.parameters(recurse=False)),
+                macs=_macs(layer, output),
+                receptive_field=None if math.isinf(field) else int(field),
+                jump=None if math.isinf(field) else jump,
+                formula=text,
+            )
+        )
+
+    return hook
+
+
+def _macs(layer: nn.Module, output: Tensor) -> int:
+    """Multiply-adds for one image; additions of biases, norms and poolings are not counted, as is usual."""
+    if isinstance(layer, nn.Conv2d):
+        return output[0].numel() * layer.weight[0].numel()
+    if isinstance(layer, nn.Linear):
+        return output[0].numel() * layer.in_features
+    return 0
+
+
+class _ReceptiveFields(TorchFunctionMode):
+    """The receptive field and the jump (pixels of the image between neighbours) of every tensor of a forward pass.
+
+    Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019: a window of k
+    with dilation d adds d(k - 1) jumps, a stride multiplies the jump, a sum takes the larger field of its terms.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[Tensor, float, int]] = {id(image): (image, 1, 1)}  # the tensor keeps its id alive
+
+    def of(self, tensor: Tensor) -> tuple[float, int]:
+        _, field, jump = self._known.get(id(tensor), (tensor, math.inf, 1))
+        return field, jump
+
+    def slide(self, before: Tensor, after: Tensor, kernel: int, stride: int, dilation: int) -> None:
+        """A window went over `before` and gave `after`."""
+        field, jump = self.of(before)
+        self._known[id(after)] = (after, field + dilation * (kernel - 1) * jump, jump * stride)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [a for a in _flat(args) if isinstance(a, Tensor) and id(a) in self._known]
+        if isinstance(out, Tensor) and inputs and id(out) not in self._known:
+            field, jump = max(self.of(a)[0] for a in inputs), max(self.of(a)[1] for a in inputs)
+            height = inputs[0].shape[2] if inputs[0].ndim == 4 else 1
+            if out.ndim != 4 or (out.shape[2] == 1 and height > 1):
+                field = math.inf  # flattened or pooled to one number: it sees everything
+            else:
+                jump *= max(height // out.shape[2], 1)  # every second row, as in a shortcut
+            self._known[id(out)] = (out, field, jump)
+        return out
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, (list, tuple)):
+        return [item for value in values for item in _flat(value)]
+    return [values]
