@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
-from .models.sizes import WINDOWED, formula, window
+from .models.sizes import WINDOWED, formula, windows
 
 
 @contextmanager
 def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside the `with`, every forward pass puts the named layers' outputs into the dict, in the order in which they ran.
+    """Inside the `with`, every forward pass puts the named layers' outputs into the dict, in the order in which they
+    ran.
 
     No hook stays on the model, also after an error. A layer that runs twice in a pass keeps its last output.
 
@@ -46,7 +47,7 @@ def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tenso
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What one convolution or pooling made of an image: `maps` float (C, H, W), and the size formula with its numbers."""
+    """What one convolution or pooling made of an image: `maps` float (C, H, W), `formula` its height in numbers."""
 
     name: str
     kind: str
@@ -72,8 +73,7 @@ def feature_maps(model: nn.Module, image: Tensor, convolutions_only: bool = Fals
     found = []
     for name, output in outputs.items():
         layer = layers[name]
-        numbers = [side[0] for side in window(layer)]
-        text = formula(heights[name], *numbers, ceil=bool(getattr(layer, "ceil_mode", False)))
+        text = formula(heights[name], *windows(layer)[0])
         found.append(FeatureMap(name, type(layer).__name__, output[0].float().cpu(), text))
     return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .models.sizes import WINDOWED, formula, window
+from .models.sizes import WINDOWED, Window, formula, windows
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def _row(
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kernel = stride = padding = text = ""
         if isinstance(layer, WINDOWED):
-            shapes = window(layer)
-            fields.slide(inputs[0], output, kernel=shapes[0][0], stride=shapes[1][0], dilation=shapes[3][0])
-            kernel, stride, padding = (f"{h}" if h == w else f"{h}x{w}" for h, w in shapes[:3])
-            numbers = [side[0] for side in shapes]
-            text = formula(inputs[0].shape[2], *numbers, ceil=bool(getattr(layer, "ceil_mode", False)))
+            high, wide = windows(layer)
+            fields.slide(inputs[0], output, high)
+            sides = zip(high[:3], wide[:3], strict=True)
+            kernel, stride, padding = (f"{h:g}" if h == w else f"{h:g}x{w:g}" for h, w in sides)
+            text = formula(inputs[0].shape[2], *high)
         field, jump = fields.of(output)
         rows.append(
             LayerRow(
@@ -128,10 +128,10 @@ class _ReceptiveFields(TorchFunctionMode):
         _, field, jump = self._known.get(id(tensor), (tensor, math.inf, 1))
         return field, jump
 
-    def slide(self, before: Tensor, after: Tensor, kernel: int, stride: int, dilation: int) -> None:
+    def slide(self, before: Tensor, after: Tensor, window: Window) -> None:
         """A window went over `before` and gave `after`."""
         field, jump = self.of(before)
-        self._known[id(after)] = (after, field + dilation * (kernel - 1) * jump, jump * stride)
+        self._known[id(after)] = (after, field + window.dilation * (window.kernel - 1) * jump, jump * window.stride)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -1,0 +1,130 @@
+"""What people read on the terminal: tables, the progress bar, one line an epoch. All of it goes to stderr or is asked for."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
+    from torch import Tensor
+
+    from .evaluation import Metrics
+    from .recipe import Recipe
+    from .summary import Summary
+    from .training import Position
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
+    """A plain table; the columns in `numbers` are set flush right."""
+    made = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+def wide(made: Table) -> None:
+    """Print a table on stdout; a pipe gets it unbroken, however wide it is."""
+    (out if sys.stdout.isatty() else Console(width=240, highlight=False)).print(made)
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """`epoch  3/10  loss 0.0812  accuracy 97.61 %  val 98.20 %  test 98.11 %  4.2 s  14,210 images/s`"""
+    width = len(str(epochs))
+    text = (
+        f"epoch {row['epoch']:>{width}}/{epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:7.2%}"
+    )
+    for split in ("val", "test"):
+        if f"{split}_accuracy" in row:
+            text += f"  {split} {row[f'{split}_accuracy']:7.2%} (loss {row[f'{split}_loss']:.4f})"
+    return f"{text}  {row['seconds']:.1f} s  {row['images_per_second']:,.0f} images/s"
+
+
+def watcher(recipe: Recipe, images: int) -> Callable[[Iterable[tuple[Tensor, Tensor]], Position], Any] | None:
+    """On a terminal, what wraps an epoch's batches in a progress bar; elsewhere None: one line an epoch is enough."""
+    if not sys.stderr.isatty():
+        return None
+
+    def watch(batches: Iterable[tuple[Tensor, Tensor]], position: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s, epoch ends in"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("run in {task.fields[run]}"),
+        )
+        steps, first = len(position.losses), position.step
+        with Progress(*columns, console=err, transient=True, refresh_per_second=8) as progress:
+            task = progress.add_task(
+                "",
+                total=steps,
+                completed=first,
+                epoch=f"{position.epoch}/{recipe.epochs}",
+                loss="-",
+                speed="-",
+                run="-",
+            )
+            start = shown = time.perf_counter()
+            for batch in batches:
+                yield batch
+                now = time.perf_counter()
+                if now - shown > 0.2:  # seldom: reading the loss makes a GPU wait
+                    shown = now
+                    done = position.step
+                    speed = (done - first) / (now - start)
+                    left = (recipe.epochs - position.epoch) * steps + steps - done
+                    recent = position.losses[max(first, done - 50) : done].mean().item()
+                    progress.update(
+                        task,
+                        completed=done,
+                        loss=f"{recent:.4f}",
+                        speed=f"{min(speed * recipe.batch_size, images / 1e-3):,.0f}",
+                        run=duration(left / speed),
+                    )
+
+    return watch
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `1 h 12 min`."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """A line a class: precision, recall, F1, support."""
+    rows = [(c.name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.2%}", f"{c.support:,}") for c in metrics.classes]
+    return table("", ("class", "precision", "recall", "F1", "images"), rows, ("precision", "recall", "F1", "images"))
+
+
+def summary_table(summary: Summary, title: str, with_formula: bool) -> Table:
+    """The layer table, its totals last."""
+    columns = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds", "sees"]
+    rows = []
+    for row in summary.rows:
+        sees = "all" if row.receptive_field is None else f"{row.receptive_field} x {row.receptive_field}"
+        cells = [row.name.removeprefix("network."), row.kind, row.kernel, row.stride, row.padding]
+        cells += [" x ".join(map(str, row.output)), f"{row.parameters:,}" if row.parameters else ""]
+        cells += [f"{row.macs:,}" if row.macs else "", sees]
+        rows.append([*cells, row.formula] if with_formula else cells)
+    total = ["total", "", "", "", "", "", f"{summary.parameters:,}", f"{summary.macs:,}", ""]
+    rows.append([*total, ""] if with_formula else total)
+    if with_formula:
+        columns.append("output height = floor((n + 2·padding - kernel) / stride) + 1")
+    return table(title, columns, rows, ("kernel", "stride", "padding", "output", "parameters", "multiply-adds", "sees"))

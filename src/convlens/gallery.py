@@ -1,0 +1,78 @@
+"""The pictures of a finished run, one PNG each: curves, predictions, mistakes, confusion, filters, feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import plots
+from .data import Data, Split
+from .errors import UserError
+from .evaluation import Metrics
+from .explain import feature_maps, first_filters
+from .files import disk_error
+
+
+def draw_run(
+    folder: Path, model: nn.Module, data: Data, history: Sequence[dict[str, Any]], logits: Tensor, metrics: Metrics
+) -> list[Path]:
+    """Draw everything into `folder`. Pictures that make no sense for this run (no epochs, no mistakes) are left out."""
+    _make(folder)
+    test, probabilities = data.test, logits.softmax(1)
+    drawn = []
+    if history:
+        drawn += [plots.save(plots.curves(history, q), folder / f"{q}.png") for q in ("loss", "accuracy")]
+    drawn.append(plots.save(plots.confusion(metrics), folder / "confusion.png"))
+    some = torch.linspace(0, len(test) - 1, min(32, len(test))).long()
+    title = f"Predictions for {len(some)} test images (accuracy on all {len(test):,}: {metrics.accuracy:.2%})"
+    drawn.append(plots.save(_gallery(data, probabilities, some, title), folder / "predictions.png"))
+    wrong = (probabilities.argmax(1) != test.labels).nonzero().flatten()
+    if len(wrong):
+        surest = wrong[probabilities[wrong].amax(1).argsort(descending=True)][:32]
+        title = f"The {len(surest)} most confident of {len(wrong):,} mistakes"
+        drawn.append(plots.save(_gallery(data, probabilities, surest, title), folder / "mistakes.png"))
+    try:
+        name, weights = first_filters(model)
+        drawn.append(plots.save(plots.filters(weights, name), folder / "filters.png"))
+    except UserError:  # a network of the user's own without any convolution has no filters to draw
+        pass
+    return drawn + draw_feature_maps(folder, model, test.images[0], data.classes[int(test.labels[0])])
+
+
+def draw_feature_maps(folder: Path, model: nn.Module, image: Tensor, caption: str) -> list[Path]:
+    """The image, and a PNG for every convolution, numbered in the order in which they run."""
+    _make(folder)
+    drawn = [plots.save(plots.image_grid(image[None], [caption]), folder / "maps-00-image.png")]
+    for i, feature in enumerate(feature_maps(model, image, convolutions_only=True), start=1):
+        drawn.append(plots.save(plots.feature_map(feature), folder / f"maps-{i:02d}-{feature.name}.png"))
+    return drawn
+
+
+def draw_data(folder: Path, data: Data) -> list[Path]:
+    """A grid of training images, three or more of every class, and the number of images of every class."""
+    _make(folder)
+    train = data.train
+    each = max(3, 40 // len(data.classes)) if len(data.classes) <= 20 else 1
+    chosen = torch.cat([(train.labels == c).nonzero().flatten()[:each] for c in range(len(data.classes))])
+    captions = [data.classes[c] for c in train.labels[chosen].tolist()]
+    columns = 10 if len(chosen) > 32 else 8
+    grid = plots.image_grid(train.images[chosen], captions, title=f"{data.name}: training images", columns=columns)
+    every = torch.cat([s.labels for s in (train, data.val, data.test) if s is not None])
+    counts = plots.class_counts(every, data.classes, f"{data.name}: {len(every):,} images in all splits")
+    return [plots.save(grid, folder / "samples.png"), plots.save(counts, folder / "class-counts.png")]
+
+
+def _gallery(data: Data, probabilities: Tensor, chosen: Tensor, title: str) -> Any:
+    part: Split = data.test.take(chosen)
+    return plots.gallery(part.images, part.labels, probabilities[chosen], data.classes, title)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
