@@ -1,4 +1,4 @@
-"""What people read on the terminal: tables, the progress bar, one line an epoch. All of it goes to stderr or is asked for."""
+"""What people read on the terminal: tables, the progress bar, one line an epoch."""
 
 from __future__ import annotations
 
@@ -34,9 +34,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     return made
 
 
-def wide(made: Table) -> None:
-    """Print a table on stdout; a pipe gets it unbroken, however wide it is."""
-    (out if sys.stdout.isatty() else Console(width=240, highlight=False)).print(made)
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()
+) -> None:
+    """Print a table on stdout; a pipe gets its lines unbroken, however long they are."""
+    made = table(title, columns, rows, numbers)
+    if sys.stdout.isatty():
+        out.print(made)
+        return
+    unbroken = Console(width=1000, highlight=False)
+    with unbroken.capture() as text:
+        unbroken.print(made)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -51,7 +60,7 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     return f"{text}  {row['seconds']:.1f} s  {row['images_per_second']:,.0f} images/s"
 
 
-def watcher(recipe: Recipe, images: int) -> Callable[[Iterable[tuple[Tensor, Tensor]], Position], Any] | None:
+def watcher(recipe: Recipe) -> Callable[[Iterable[tuple[Tensor, Tensor]], Position], Any] | None:
     """On a terminal, what wraps an epoch's batches in a progress bar; elsewhere None: one line an epoch is enough."""
     if not sys.stderr.isatty():
         return None
@@ -90,7 +99,7 @@ def watcher(recipe: Recipe, images: int) -> Callable[[Iterable[tuple[Tensor, Ten
                         task,
                         completed=done,
                         loss=f"{recent:.4f}",
-                        speed=f"{min(speed * recipe.batch_size, images / 1e-3):,.0f}",
+                        speed=f"{speed * recipe.batch_size:,.0f}",
                         run=duration(left / speed),
                     )
 
@@ -107,15 +116,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def metrics_table(metrics: Metrics) -> Table:
-    """A line a class: precision, recall, F1, support."""
+def metrics_table(metrics: Metrics) -> None:
+    """A line a class: precision, recall, F1, support; then the totals."""
     rows = [(c.name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.2%}", f"{c.support:,}") for c in metrics.classes]
-    return table("", ("class", "precision", "recall", "F1", "images"), rows, ("precision", "recall", "F1", "images"))
+    columns = ("class", "precision", "recall", "F1", "images")
+    print_table("", columns, rows, columns[1:])
+    totals = f"accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f}"
+    out.print(f"\n{totals}, macro F1 {metrics.macro_f1:.2%}, {metrics.images:,} images")
 
 
-def summary_table(summary: Summary, title: str, with_formula: bool) -> Table:
+def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
     """The layer table, its totals last."""
-    columns = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds", "sees"]
+    columns = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds", "receptive field"]
     rows = []
     for row in summary.rows:
         sees = "all" if row.receptive_field is None else f"{row.receptive_field} x {row.receptive_field}"
@@ -127,4 +139,6 @@ def summary_table(summary: Summary, title: str, with_formula: bool) -> Table:
     rows.append([*total, ""] if with_formula else total)
     if with_formula:
         columns.append("output height = floor((n + 2·padding - kernel) / stride) + 1")
-    return table(title, columns, rows, ("kernel", "stride", "padding", "output", "parameters", "multiply-adds", "sees"))
+    channels, height, width = summary.input
+    title = f"{name} on {height} x {width} images of {channels} channel{'s' if channels > 1 else ''}"
+    print_table(title, columns, rows, columns[2:9])

@@ -22,7 +22,7 @@ from .recipe import AugmentConfig, Recipe
 
 @dataclass(frozen=True)
 class Split:
-    """`images` uint8 (N, C, H, W), `labels` int64 (N,), `index` int64 (N,): each image's place in the file it came from."""
+    """`images` uint8 (N, C, H, W), `labels` int64 (N,), `index` int64 (N,): each image's place in its file."""
 
     images: Tensor
     labels: Tensor
@@ -33,6 +33,12 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         return Split(self.images[indices], self.labels[indices], self.index[indices])
+
+    def first(self, count: int) -> Split:
+        """About `count` images, or all where there are fewer: the first of every class, each in proportion."""
+        share = min(count / len(self), 1.0)
+        members = [(self.labels == label).nonzero().flatten() for label in self.labels.unique()]
+        return self.take(torch.cat([m[: max(round(share * len(m)), 1)] for m in members]).sort().values)
 
     def to(self, device: torch.device) -> Split:
         return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
@@ -64,7 +70,8 @@ def load(
 ) -> Data:
     """Load a named data set and hold out `recipe.data.val` of its training images, stratified, by `recipe.seed`.
 
-    `limit` keeps the first that many training images and a sixth of it test images, for a quick look.
+    `limit` keeps about that many training images and a sixth of it test images, the first of every class alike, for a
+    quick look.
 
     Raises:
         UserError: an unknown name, damaged files, or a download that failed.
@@ -74,7 +81,7 @@ def load(
     train_arrays, test_arrays = read(spec, data_dir)
     train, test = (_split(images, labels) for images, labels in (train_arrays, test_arrays))
     if limit:
-        train, test = train.take(torch.arange(limit)), test.take(torch.arange(max(limit // 6, 1)))
+        train, test = train.first(limit), test.first(limit // 6)
     kept, held = hold_out(train.labels, recipe.data.val, recipe.seed)
     return Data(
         name=spec.name,

@@ -19,7 +19,7 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff",
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one file: `top` (class, probability) pairs, likeliest first; empty where `error` says what is wrong with it."""
+    """Of one file: `top` (class, probability) pairs, likeliest first; empty where `error` says what is wrong."""
 
     file: str
     top: tuple[tuple[str, float], ...]

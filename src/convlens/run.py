@@ -63,10 +63,19 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """What the finished run measured. Raises UserError where it is not finished."""
-        path = self.path / "metrics.json"
-        if not path.exists():
+        if not self.finished:
             raise UserError(f"the run {self.path} is not finished; go on with: convlens train --resume {self.path}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are done (or patience ran out); the test set may not have been looked at yet."""
+        saved = checkpoint.read(self.last)
+        return saved is not None and saved.notes["ended"]
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "metrics.json").exists()
 
     @property
     def last(self) -> Path:
@@ -91,7 +100,8 @@ class Run:
         return data
 
     def model_file(self, builder: str | None = None) -> ModelFile:
-        """The finished model. `builder` must name a builder from outside ConvLens, see `load_model`."""
+        """The finished model, in evaluation mode on the CPU. `builder` must name a builder from outside ConvLens, see `load_model`."""
+        _ = self.metrics  # the sentence for a run that is not finished
         return load_model(self.path / "model.safetensors", builder)
 
 
@@ -135,9 +145,10 @@ def start(
     """Make the run folder `out/name`, by default `out/<dataset>-<model>-<n>`; it appears under its name complete.
 
     Raises:
-        UserError: the folder exists, or cannot be made; or the model does not take these images.
+        UserError: the folder exists, or cannot be made; or the model does not take these images, or no such device.
     """
-    make_model(recipe, data)  # a recipe that cannot be built leaves no folder behind
+    pick_device(recipe.device)  # a recipe that cannot run here leaves no folder behind
+    make_model(recipe, data)
     out = Path(out)
     if name and Path(name).name != name:
         raise UserError(f"--name is a folder's name without a path, not {name!r}; --out says where")

@@ -1,0 +1,97 @@
+"""The command line's flags, each said once. The everyday ones have the names that timm and torchvision gave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# What a command works on
+DataName = Annotated[str, typer.Argument(metavar="DATA", help="A data set's name.", show_default=False)]
+DataOrNone = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="A data set's name, see `convlens datasets`.", show_default=False)
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.", show_default=False)]
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A network's name, package.module:function, a recipe or a run.", show_default=False
+    ),
+]
+Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE|FOLDER...", show_default=False)]
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE...", help="Picture files, or test:7 and train:7 of the data set.", show_default=False
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="D", help="Where data sets lie (else CONVLENS_DATA, the cache).")
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+
+# How to train
+ModelName = Annotated[
+    str | None, typer.Option("-m", "--model", metavar="NAME", help="A network, or package.module:function.")
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="R", help="A recipe's name or a .toml file; flags win over it. [default: quick]"),
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
+BatchSize = Annotated[int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a step.")]
+Lr = Annotated[float | None, typer.Option("--lr", metavar="F", help="Learning rate (its peak).")]
+Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", help="sgd, adam, adamw or rmsprop.")]
+Sched = Annotated[str | None, typer.Option("--sched", metavar="NAME", help="constant, step, cosine or one-cycle.")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", "--wd", metavar="F", help="L2.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation and the split.")
+]
+Patience = Annotated[
+    int | None, typer.Option("--patience", metavar="N", help="Stop after N epochs without a better validation loss.")
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe, such as optim.l1=1e-5; repeatable."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=60, help="Only N training images, for a quick look.")
+]
+Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")]
+PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe as TOML and stop.")]
+Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures at the end.")]
+
+# Where results go
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]
+OutOrNone = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Where the pictures are put. [default: RUN/explain]")
+]
+RunName = Annotated[
+    str | None, typer.Option("--name", metavar="N", help="The run's folder in it. [default: <data>-<model>-<n>]")
+]
+OutputFile = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="A .csv or .json file. [default: CSV on stdout]")
+]
+
+# The rest
+OwnModel = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="NAME", help="Allow this package.module:function to be imported."),
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", help="28, or 32x48 (height x width). [default: 28 for the MNIST networks, else 32]"),
+]
+Channels = Annotated[int | None, typer.Option("--channels", help="1 or 3. [default: 1 for the MNIST networks, else 3]")]
+Classes = Annotated[int, typer.Option("--classes", min=2, help="How many.")]
+Formula = Annotated[bool, typer.Option("--formula", help="The output-size formula with every layer's numbers.")]
+FeatureMaps = Annotated[
+    bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
+]
+MinAccuracy = Annotated[
+    float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
+]
+Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]

@@ -1,0 +1,118 @@
+"""kill -9 at any moment loses nothing: the run taken up ends with the bits of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from convlens import Run
+
+# Dropout, momentum, batch norm, shifts and a schedule: everything that has a state of its own.
+FLAGS = ("mnist-5k", "--limit", "900", "--epochs", "10", "--set", "model.args.dropout=0.2", "-b", "32", "--no-plots")
+
+
+def program(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "convlens", "train", *arguments]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run that nobody disturbed, and how long its epochs took all together."""
+    out = tmp_path_factory.mktemp("unbroken")
+    subprocess.run(program(*FLAGS, "--out", str(out), "--name", "run"), check=True, capture_output=True)
+    run = Run.open(out / "run")
+    return run, run.metrics["train_seconds"]
+
+
+def state(run: Run) -> dict[str, torch.Tensor]:
+    """Every tensor that the run saved: last and best checkpoint, and the model file."""
+    found = {}
+    for path in (run.last, run.best, run.path / "model.safetensors"):
+        found |= {f"{path.name} {k}": v for k, v in safetensors.torch.load(path.read_bytes()).items()}
+    return found
+
+
+def assert_same(run: Run, other: Run) -> None:
+    mine, theirs = state(run), state(other)
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different
+    for row, other_row in zip(run.history, other.history, strict=True):
+        assert {**row, "seconds": 0, "images_per_second": 0} == {**other_row, "seconds": 0, "images_per_second": 0}
+    assert (run.path / "predictions.csv").read_bytes() == (other.path / "predictions.csv").read_bytes()
+
+
+def kill_and_resume(out: Path, delay: float) -> Run:
+    """Train, SIGKILL `delay` seconds after training began, resume to the end."""
+    with subprocess.Popen(program(*FLAGS, "--out", str(out), "--name", "run"), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # "... training images ... -> run": the folder is there, training begins
+        time.sleep(delay)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    done = len(Run.open(out / "run").history)
+    subprocess.run(program("--resume", str(out / "run"), "--no-plots"), check=True, capture_output=True)
+    print(f"killed after {delay:.2f} s and {done} epochs")
+    return Run.open(out / "run")
+
+
+def trials(unbroken, tmp_path: Path, count: int, seed: int) -> None:
+    run, seconds = unbroken
+    moments = random.Random(seed)
+    for i in range(count):
+        assert_same(kill_and_resume(tmp_path / str(i), moments.uniform(0, 0.9 * seconds)), run)
+
+
+def test_killed_at_three_moments(unbroken, tmp_path) -> None:
+    trials(unbroken, tmp_path, count=3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_twenty_moments(unbroken, tmp_path) -> None:
+    trials(unbroken, tmp_path, count=20, seed=2)
+
+
+# Killed in the middle of writing: before the n-th rename (the temporary file lies there), or right after it.
+KILLER = """
+import os, signal, sys
+import convlens.files as files
+real, left = files.write_whole, int(sys.argv.pop(1))
+when = sys.argv.pop(1)
+def write_whole(path, data):
+    global left
+    if path.name in ("last.safetensors", "best.safetensors", "history.jsonl", "metrics.json"):
+        left -= 1
+        if left == 0 and when == "half":
+            path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2] if isinstance(data, bytes) else b"{")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path, data)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        real(path, data)
+files.write_whole = write_whole
+from convlens.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("write", "when"), [(2, "half"), (5, "half"), (6, "after"), (9, "after")])
+def test_killed_while_saving(unbroken, tmp_path, write, when) -> None:
+    out = tmp_path / "run"
+    arguments = [str(write), when, "train", *FLAGS, "--out", str(tmp_path), "--name", "run"]
+    killed = subprocess.run([sys.executable, "-c", KILLER, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run(program("--resume", str(out), "--no-plots"), check=True, capture_output=True)
+    assert_same(Run.open(out), unbroken[0])
+    assert not list(out.rglob(".*.part"))
+    assert json.loads((out / "metrics.json").read_text())["epochs"] == 10
