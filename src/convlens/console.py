@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
@@ -70,21 +70,12 @@ def watcher(recipe: Recipe) -> Callable[[Iterable[tuple[Tensor, Tensor]], Positi
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s, epoch ends in"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("run in {task.fields[run]}"),
+            TextColumn("{task.fields[now]}"),
         )
         steps, first = len(position.losses), position.step
         with Progress(*columns, console=err, transient=True, refresh_per_second=8) as progress:
-            task = progress.add_task(
-                "",
-                total=steps,
-                completed=first,
-                epoch=f"{position.epoch}/{recipe.epochs}",
-                loss="-",
-                speed="-",
-                run="-",
-            )
+            epoch = f"{position.epoch}/{recipe.epochs}"
+            task = progress.add_task("", total=steps, completed=first, epoch=epoch, now="")
             start = shown = time.perf_counter()
             for batch in batches:
                 yield batch
@@ -95,13 +86,9 @@ def watcher(recipe: Recipe) -> Callable[[Iterable[tuple[Tensor, Tensor]], Positi
                     speed = (done - first) / (now - start)
                     left = (recipe.epochs - position.epoch) * steps + steps - done
                     recent = position.losses[max(first, done - 50) : done].mean().item()
-                    progress.update(
-                        task,
-                        completed=done,
-                        loss=f"{recent:.4f}",
-                        speed=f"{speed * recipe.batch_size:,.0f}",
-                        run=duration(left / speed),
-                    )
+                    ends = f"epoch ends in {duration((steps - done) / speed)}, run in {duration(left / speed)}"
+                    now_text = f"loss {recent:.4f}  {speed * recipe.batch_size:,.0f} images/s  {ends}"
+                    progress.update(task, completed=done, now=now_text)
 
     return watch
 
@@ -127,7 +114,17 @@ def metrics_table(metrics: Metrics) -> None:
 
 def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
     """The layer table, its totals last."""
-    columns = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds", "receptive field"]
+    columns = [
+        "layer",
+        "kind",
+        "kernel",
+        "stride",
+        "padding",
+        "output",
+        "parameters",
+        "multiply-adds",
+        "receptive field",
+    ]
     rows = []
     for row in summary.rows:
         sees = "all" if row.receptive_field is None else f"{row.receptive_field} x {row.receptive_field}"
