@@ -1,4 +1,4 @@
-"""Time an article's own kind of loop against ConvLens, in turn, in one process: same network, same batches, same updates.
+"""Time an article's own kind of loop against ConvLens, in turn: same network, same batch size, same kind of updates.
 
     python benchmarks/article_loop.py --data-dir DIR --images 12800 --runs 3
 
