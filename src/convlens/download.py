@@ -1,4 +1,4 @@
-"""From a list of addresses to one verified file in the cache: pooch does the work, this gives every failure a sentence."""
+"""From a list of addresses to one verified file in the cache: pooch does the work, this words its failures."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ def download(name: str, sha256: str, mirrors: Sequence[str], folder: Path) -> Pa
         try:
             pooch.retrieve(mirror + name, f"sha256:{sha256}", fname=name, path=folder, downloader=_fetch)
             return target
+        except PermissionError as error:  # pooch's own has no errno, but it was raised from one that has
+            raise disk_error(error.__cause__ if isinstance(error.__cause__, OSError) else error, target) from error
         except OSError as error:
             if _is_disk(error):
                 raise disk_error(error, target) from error
+            if (response := getattr(error, "response", None)) is not None:
+                response.close()  # pooch leaves it open where the server answered with an error
             troubles.append((mirror, error))
         except ValueError as error:  # pooch: the hash does not match
             troubles.append((mirror, error))
@@ -61,9 +65,15 @@ def _fetch(url: str, output_file: str, pooch_object: Any) -> None:
         task = bar.add_task(url.rsplit("/", 1)[-1], total=None)
         if bar.disable:
             console.print(f"downloading {url}", highlight=False, soft_wrap=True)
-        verify = os.environ.get("SSL_CERT_FILE") or True  # requests itself only knows REQUESTS_CA_BUNDLE
-        pooch.HTTPDownloader(progressbar=_Bar(bar, task), timeout=30, verify=verify)(url, output_file, pooch_object)
-    if Path(output_file).read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        bundle = os.environ.get("SSL_CERT_FILE")  # requests itself only knows REQUESTS_CA_BUNDLE
+        if bundle and not Path(bundle).exists():
+            raise UserError(f"SSL_CERT_FILE names {bundle}, which does not exist; correct it or unset it")
+        pooch.HTTPDownloader(progressbar=_Bar(bar, task), timeout=30, verify=bundle or True)(
+            url, output_file, pooch_object
+        )
+    with Path(output_file).open("rb") as file:
+        start = file.read(256)
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise ValueError("HTML")
 
 
@@ -84,9 +94,8 @@ class _Bar:
 
 
 def _is_disk(error: OSError) -> bool:
-    """Whether the machine's own disk refused, rather than the network. (requests' errors are OSErrors without errno.)"""
-    on_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    return error.errno in on_disk
+    """Whether the machine's own disk refused, rather than the network (requests' errors are OSErrors without errno)."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR)
 
 
 def _sentence(name: str, troubles: list[tuple[str, Exception]], folder: Path) -> UserError:
@@ -108,17 +117,17 @@ def _sentence(name: str, troubles: list[tuple[str, Exception]], folder: Path) ->
             f"{troubles[-1][0] + name} in a browser to see it, {by_hand}",
             FAILED,
         )
-    if any(isinstance(e, ValueError) for e in errors):
+    if any(isinstance(e, ValueError) and not isinstance(e, OSError) for e in errors):  # some of requests' are both
         return UserError(
-            f"could not download {name}: what came back is not the original file (its sha256 differs); try again later, "
-            f"{by_hand}",
+            f"could not download {name}: what came back is not the original file (its sha256 differs); try again "
+            f"later, {by_hand}",
             FAILED,
         )
     status = [e.response.status_code for e in errors if isinstance(e, requests.HTTPError) and e.response is not None]
     if status:
         return UserError(
-            f"could not download {name}: the server answered {status[-1]} on all {len(troubles)} mirrors; try again "
-            f"later, {by_hand}",
+            f"could not download {name}: no mirror has it (the last that answered said {status[-1]}); try again later, "
+            f"{by_hand}",
             FAILED,
         )
     if any(
@@ -127,7 +136,7 @@ def _sentence(name: str, troubles: list[tuple[str, Exception]], folder: Path) ->
     ):
         return UserError(f"could not download {name}: the connection broke off; try again, {by_hand}", FAILED)
     return UserError(
-        f"could not download {name}: no mirror can be reached (offline?); connect, point --data-dir or CONVLENS_DATA at "
-        f"a folder that has it, {by_hand}",
+        f"could not download {name}: no mirror can be reached (offline?); connect, point --data-dir or CONVLENS_DATA "
+        f"at a folder that has it, {by_hand}",
         FAILED,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,13 +20,14 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """
     part = path.with_name(f".{path.name}.part")  # one writer a run folder, so one name; a killed writer's is reused
     try:
-        with open(part, "wb") as f:
+        with part.open("wb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to take away either
+            part.unlink()
         raise disk_error(error, path) from error
 
 
@@ -43,5 +45,7 @@ def disk_error(error: OSError, path: Path) -> UserError:
             FAILED,
         )
     if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
-        return UserError(f"cannot write to {path} ({error.strerror}); give another folder or change its permissions")
+        return UserError(
+            f"cannot write to {path} ({error.strerror or error}); give another folder or change its permissions"
+        )
     return UserError(f"cannot write {path}: {error.strerror or error}", FAILED)

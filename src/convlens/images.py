@@ -6,6 +6,7 @@ Training on files, predicting, serving and exporting all call `preprocess`; noth
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,14 +19,17 @@ from .errors import UserError
 # Larger pictures are refused before they are decoded: a 20 kB file can claim to be 50,000 pixels wide.
 MAX_PIXELS = 100_000_000
 
+# Pillow knows more, but its EPS reader starts Ghostscript, and a picture may come from anywhere.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+
 
 @dataclass(frozen=True)
 class InputSpec:
     """What a network takes: `size` is (height, width) in pixels, `channels` 1 (gray) or 3 (RGB).
 
-    `resize`: "fit" scales the whole picture into the size and pads with black, "crop" fills the size and cuts what hangs
-    over, "stretch" ignores the proportions. All use an antialiased bicubic filter; a picture that has the size already
-    is taken pixel for pixel.
+    `resize`: "fit" scales the whole picture into the size and pads with black, "crop" fills the size and cuts what
+    hangs over, "stretch" ignores the proportions. All use an antialiased bicubic filter; a picture that has the size
+    already is taken pixel for pixel.
     """
 
     size: tuple[int, int]
@@ -47,16 +51,20 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
     if not data:
         raise UserError(f"{name} is empty")
     try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
-        picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata and, before ours, on the size
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            small = picture.width * picture.height <= MAX_PIXELS
+            if small:
+                picture.load()
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not a picture that can be read (JPEG, PNG, WebP, GIF, TIFF or BMP)") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} claims more pixels than the {MAX_PIXELS:,} that are allowed") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise all of these on damage
+    except Exception as error:  # Pillow's decoders raise anything at all on damage
         raise UserError(f"{name} is damaged: {error}") from error
+    if not small:
+        raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
     return picture
 
 
@@ -69,17 +77,45 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
     """
     if not isinstance(picture, Image.Image):
         picture = open_picture(picture)
-    picture = _plain(ImageOps.exif_transpose(picture)).convert("L" if spec.channels == 1 else "RGB")
+    picture = _plain(_upright(picture)).convert("L" if spec.channels == 1 else "RGB")
     height, width = spec.size
     if picture.size != (width, height):
         if spec.resize == "fit":
-            picture = ImageOps.pad(picture, (width, height), Image.Resampling.BICUBIC)
+            scale = min(width / picture.width, height / picture.height)
+            inner = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+            canvas = Image.new(picture.mode, (width, height))
+            at = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+            canvas.paste(picture.resize(inner, Image.Resampling.BICUBIC), at)
+            picture = canvas
         elif spec.resize == "crop":
             picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
         else:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(picture, dtype=np.uint8)
     return pixels[None] if spec.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+# What undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF, and fails where that is damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation turns it; where the EXIF cannot be read, as it lies."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turn = _TURNS.get(picture.getexif().get(0x0112, 1))
+    except Exception:  # Pillow's EXIF reader, too, raises anything at all
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _plain(picture: Image.Image) -> Image.Image:

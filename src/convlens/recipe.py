@@ -6,13 +6,14 @@ import dataclasses
 import math
 import tomllib
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 
-from .errors import UserError, unknown
+from .errors import UserError, nearest, unknown
 
 
 def _number(default: float, low: float, high: float = math.inf) -> Any:
@@ -44,7 +45,8 @@ class OptimConfig:
     l1: float = _number(0.0, 0)
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = "constant"
     warmup: float = _number(0.0, 0, 1)  # share of the run: the rise of one-cycle, a linear warm-up elsewhere
-    step_at: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of the run where `step` multiplies
+    # shares of the run where `step` multiplies
+    step_at: list[float] = field(default_factory=lambda: [0.5, 0.75], metadata={"low": 0, "high": 1})
     step_factor: float = _number(0.1, 0, 1)
 
 
@@ -121,20 +123,20 @@ class Recipe:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # TOML's own error, and text that is not UTF-8
             raise UserError(f"{path} is not TOML: {error}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
     def override(self, settings: dict[str, Any]) -> Recipe:
         """A recipe with dotted keys replaced, such as {"optim.lr": 0.05}."""
-        recipe = self
+        changes: dict[str, Any] = {}  # all at once: halfway, one setting may not yet fit the others
         for key, value in settings.items():
             nested: Any = value
             for part in reversed(key.split(".")):
                 nested = {part: nested}
-            recipe = Recipe.from_dict(nested, recipe)
-        return recipe
+            changes = _overlay(changes, nested)
+        return Recipe.from_dict(changes, self)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -144,8 +146,35 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set takes KEY=VALUE such as optim.lr=0.05, not {text!r}")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # TOML's own error is one, a number of 5,000 digits another
         return key.strip(), value.strip()
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, the ones above winning."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _overlay(below[key], above[key])
+    return merged
+
+
+def _unknown_key(where: str, key: str, names: list[str]) -> UserError:
+    """The error for a key that a section does not have: it belongs to another section, or is misspelt."""
+    meant = [known for known in _keys(Recipe()) if known.rpartition(".")[2] == key]
+    meant = meant or [where + name for name in names if name == nearest(key, names)]
+    hint = f"did you mean {meant[0]!r}?" if meant else f"there are: {', '.join(where + name for name in names)}"
+    return UserError(f"unknown recipe key {where + key!r}; {hint}")
+
+
+def _keys(config: Any, where: str = "") -> Iterator[str]:
+    """Every dotted key that can be set."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _keys(value, f"{where}{f.name}.")
+        else:
+            yield where + f.name
 
 
 def _merge(config: Any, values: dict[str, Any], where: str) -> Any:
@@ -153,7 +182,7 @@ def _merge(config: Any, values: dict[str, Any], where: str) -> Any:
     changes = {}
     for key, value in values.items():
         if key not in names:
-            raise unknown("recipe key", where + key, [where + n for n in names])
+            raise _unknown_key(where, key, names)
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
@@ -184,10 +213,19 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> None:
             if value not in choices:
                 raise unknown(where + name, value, choices)
         elif not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-            raise UserError(f"{where}{name} must be a {_NAMES.get(origin, origin.__name__)}, not {value!r}")
+            raise UserError(f"{where}{name} must be {_NAMES.get(origin, f'a {origin.__name__}')}, not {value!r}")
+        elif origin is list and any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in value):
+            raise UserError(f"{where}{name} must be a list of numbers, not {value!r}")
 
 
-_NAMES = {int: "whole number", float: "number", str: "string", bool: "true or false", list: "list", dict: "table"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
 
 
 def _check(config: Any, where: str) -> None:
@@ -196,7 +234,9 @@ def _check(config: Any, where: str) -> None:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             _check(value, f"{where}{f.name}.")
-        elif "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:  # also false for nan
-            high = f.metadata["high"]
-            bounds = f"{f.metadata['low']} or more" if high == math.inf else f"{f.metadata['low']} to {high}"
-            raise UserError(f"{where}{f.name} must be {bounds}, not {value}")
+        elif "low" in f.metadata:
+            low, high = f.metadata["low"], f.metadata["high"]
+            bounds = f"{low} or more, but finite" if high == math.inf else f"{low} to {high}"
+            for number in value if isinstance(value, list) else [value]:
+                if not low <= number <= high or number == math.inf:  # also true for nan
+                    raise UserError(f"{where}{f.name} must be {bounds}, not {number}")

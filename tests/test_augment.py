@@ -1,0 +1,172 @@
+"""augment: each change against a slow loop over images and pixels that draws the same random numbers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from convlens.augment import augment, cutout, flip, shift
+from convlens.data import Data, Split
+from convlens.images import InputSpec
+from convlens.recipe import AugmentConfig, Recipe
+from convlens.training import train
+
+SHAPES = [(40, 3, 6, 9), (40, 1, 7, 5), (1, 3, 4, 4)]
+
+
+def pictures(shape: tuple[int, ...]) -> Tensor:
+    """Without a 0, so that every black pixel was made."""
+    return torch.from_numpy(np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8))
+
+
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def slow_flip(images: Tensor, generator: Generator) -> Tensor:
+    draws = torch.rand(len(images), 1, 1, 1, generator=generator)
+    result = images.clone()
+    for i, draw in enumerate(draws.flatten().tolist()):
+        if draw < 0.5:
+            for x in range(images.shape[3]):
+                result[i, :, :, x] = images[i, :, :, images.shape[3] - 1 - x]
+    return result
+
+
+def slow_shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
+    n, _, height, width = images.shape
+    offsets = torch.randint(2 * pixels + 1, (2, n), generator=generator) - pixels
+    result = torch.zeros_like(images)
+    for i in range(n):
+        down, right = offsets[:, i].tolist()
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y + down < height and 0 <= x + right < width:
+                    result[i, :, y, x] = images[i, :, y + down, x + right]
+    return result
+
+
+def slow_cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
+    n, _, height, width = images.shape
+    high, wide = min(side, height), min(side, width)
+    tops = torch.randint(height - high + 1, (n, 1), generator=generator).flatten().tolist()
+    lefts = torch.randint(width - wide + 1, (n, 1), generator=generator).flatten().tolist()
+    result = images.clone()
+    for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        for y in range(top, top + high):
+            for x in range(left, left + wide):
+                result[i, :, y, x] = 0
+    return result
+
+
+Change = Callable[[Tensor, Generator], Tensor]
+PAIRS: dict[str, tuple[Change, Change]] = {"flip": (flip, slow_flip)}
+for amount in (1, 2, 5, 12):
+    PAIRS[f"shift {amount}"] = (
+        lambda images, generator, amount=amount: shift(images, amount, generator),
+        lambda images, generator, amount=amount: slow_shift(images, amount, generator),
+    )
+    PAIRS[f"cutout {amount}"] = (
+        lambda images, generator, amount=amount: cutout(images, amount, generator),
+        lambda images, generator, amount=amount: slow_cutout(images, amount, generator),
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", PAIRS)
+def test_against_the_slow_loop(name: str, shape: tuple[int, ...]) -> None:
+    fast, slow = PAIRS[name]
+    images = pictures(shape)
+    before = images.clone()
+    for seed in range(3):
+        ours, theirs = seeded(seed), seeded(seed)
+        got = fast(images, ours)
+        assert got.dtype == torch.uint8
+        assert got.shape == images.shape
+        assert torch.equal(got, slow(images, theirs))
+        assert torch.equal(ours.get_state(), theirs.get_state())  # as many numbers were drawn
+    assert torch.equal(images, before)
+
+
+def test_flip_mirrors_some_and_leaves_the_others() -> None:
+    images = pictures((200, 1, 3, 4))
+    got = flip(images, seeded())
+    mirrored = (got == images.flip(3)).all((1, 2, 3))
+    assert ((got == images).all((1, 2, 3)) ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+
+
+def test_shift_goes_everywhere_within_its_bounds() -> None:
+    """A white pixel in the middle is found at every offset, and nowhere else."""
+    images = torch.zeros((400, 1, 9, 9), dtype=torch.uint8)
+    images[:, :, 4, 4] = 255
+    got = shift(images, 2, seeded())
+    places = {(y, x) for _, _, y, x in got.nonzero().tolist()}
+    assert places == {(y, x) for y in range(2, 7) for x in range(2, 7)}
+    assert (got.sum((1, 2, 3)) == 255).all()
+
+
+def test_cutout_lies_within_and_reaches_every_corner() -> None:
+    got = cutout(pictures((400, 2, 5, 6)), 2, seeded())
+    black = got == 0
+    assert (black.sum((2, 3)) == 4).all()
+    for y in (0, 4):
+        for x in (0, 5):
+            assert black[:, :, y, x].any()
+
+
+def test_all_of_them_in_their_order() -> None:
+    images = pictures((40, 3, 8, 10))
+    got = augment(images, AugmentConfig(flip=True, shift=2, cutout=3), seeded(4))
+    generator = seeded(4)
+    assert torch.equal(got, slow_cutout(slow_flip(slow_shift(images, 2, generator), generator), 3, generator))
+
+
+def test_only_what_is_asked_for() -> None:
+    images = pictures((40, 3, 8, 10))
+    assert torch.equal(augment(images, AugmentConfig(), seeded()), images)
+    assert torch.equal(augment(images, AugmentConfig(flip=True), seeded()), slow_flip(images, seeded()))
+    assert torch.equal(augment(images, AugmentConfig(shift=1), seeded()), slow_shift(images, 1, seeded()))
+    assert torch.equal(augment(images, AugmentConfig(cutout=1), seeded()), slow_cutout(images, 1, seeded()))
+
+
+# In training ----------------------------------------------------------------------------------------------------
+
+
+class Witness(nn.Module):
+    """Keeps every image that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.clone())
+        return self.head(images.flatten(1).float() / 255)
+
+
+def mirrored_in_training(flip_ok: bool) -> int:
+    """How many of the images that training meets in two epochs are mirrored, of 2 x 20."""
+    images = torch.tensor([[0, 0, 200, 250]] * 3, dtype=torch.uint8).expand(20, 1, 3, 4)
+    split = Split(images, torch.arange(20) % 2, torch.arange(20))
+    data = Data("made up", ("a", "b"), InputSpec((3, 4), 1), (0.5,), (0.5,), flip_ok, "", split, None, split)
+    recipe = Recipe().override({"epochs": 2, "batch_size": 8, "augment.flip": True, "data.val": 0.0, "device": "cpu"})
+    model = Witness()
+    epochs = list(train(model, data, recipe))
+    assert [epoch.complete for epoch in epochs] == [True, True]
+    seen = torch.cat(model.seen)
+    assert len(seen) == 40
+    mirrored = (seen == images[:1].flip(3)).all((1, 2, 3))
+    assert (mirrored ^ (seen == images[:1]).all((1, 2, 3))).all()
+    return int(mirrored.sum())
+
+
+def test_what_must_not_be_mirrored_never_is() -> None:
+    assert mirrored_in_training(flip_ok=False) == 0
+
+
+def test_what_may_be_mirrored_is() -> None:
+    assert 5 < mirrored_in_training(flip_ok=True) < 35

@@ -1,0 +1,284 @@
+"""data: what is held out, the order and the parts of an epoch, and that the file's layout leaves no trace."""
+
+import gzip
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import train_test_split
+
+from convlens.data import Split, batches, hold_out, load, steps_per_epoch
+from convlens.datasets import DATASETS, MNIST, get_spec
+from convlens.errors import USAGE, UserError
+from convlens.images import InputSpec
+from convlens.recipe import AugmentConfig, Recipe
+
+SPEC = replace(MNIST, counts=(60, 20), size=(5, 4))
+NONE = AugmentConfig()
+ALL = AugmentConfig(flip=True, shift=2, cutout=3)
+
+
+@pytest.fixture(autouse=True)
+def _no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVLENS_DATA", raising=False)
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    """It raises UserError with one line that has all `words` in it."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.value.exit_code == USAGE
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+# hold_out -------------------------------------------------------------------------------------------------------
+
+
+def labels_of(*counts: int) -> torch.Tensor:
+    """`counts[i]` labels i, mixed."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return torch.from_numpy(np.random.default_rng(3).permutation(labels))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "held_counts"),
+    [
+        ((10, 20, 30), 0.1, [1, 2, 3]),
+        ((13, 18, 26, 4), 0.1, [1, 2, 3, 1]),  # rounded, at least one
+        ((100, 7), 0.25, [25, 2]),
+        ((2, 2), 0.5, [1, 1]),
+        ((10, 10), 0.9, [9, 9]),
+    ],
+)
+def test_of_every_class_its_share(counts: tuple[int, ...], share: float, held_counts: list[int]) -> None:
+    labels = labels_of(*counts)
+    kept, held = hold_out(labels, share, seed=1)
+    assert torch.bincount(labels[held], minlength=len(counts)).tolist() == held_counts
+    assert kept.dtype == held.dtype == torch.int64
+    assert sorted(kept.tolist() + held.tolist()) == list(range(len(labels)))  # complete and disjoint
+    assert kept.tolist() == sorted(kept.tolist())
+    assert held.tolist() == sorted(held.tolist())
+
+
+def test_counts_are_those_of_scikit_learn() -> None:
+    labels = labels_of(500, 120, 60, 320)
+    kept, held = hold_out(labels, 0.15, seed=4)
+    theirs_kept, theirs_held = train_test_split(labels.numpy(), test_size=0.15, stratify=labels.numpy(), random_state=0)
+    assert torch.bincount(labels[held]).tolist() == np.bincount(theirs_held).tolist()
+    assert torch.bincount(labels[kept]).tolist() == np.bincount(theirs_kept).tolist()
+
+
+def test_hold_out_is_a_matter_of_the_seed_alone() -> None:
+    labels = labels_of(50, 50)
+    _, first = hold_out(labels, 0.2, seed=7)
+    np.random.default_rng().random()
+    torch.manual_seed(5)
+    _, again = hold_out(labels, 0.2, seed=7)
+    _, other = hold_out(labels, 0.2, seed=8)
+    assert first.tolist() == again.tolist()
+    assert first.tolist() != other.tolist()
+
+
+def test_hold_out_nothing() -> None:
+    kept, held = hold_out(labels_of(1, 2), 0, seed=0)
+    assert kept.tolist() == [0, 1, 2]
+    assert held.tolist() == []
+
+
+@pytest.mark.parametrize(("counts", "share", "label", "size"), [((5, 1), 0.1, 1, 1), ((20, 2), 0.9, 1, 2)])
+def test_class_that_is_too_small(counts: tuple[int, ...], share: float, label: int, size: int) -> None:
+    refused(
+        lambda: hold_out(labels_of(*counts), share, seed=0),
+        f"class number {label} has {size} training images",
+        f"to hold {share:.0%} out",
+        "set data.val=0",
+    )
+
+
+# batches --------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> Split:
+    """Images that tell their number by their first pixel and their label."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, 6, 7), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return Split(torch.from_numpy(images), torch.arange(count), torch.arange(count))
+
+
+def order(split: Split, batch_size: int, seed: int, epoch: int) -> list[int]:
+    return [label for _, labels in batches(split, batch_size, NONE, seed, epoch) for label in labels.tolist()]
+
+
+@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(50, 16, [16, 16, 16, 2]), (48, 16, [16] * 3), (5, 8, [5])])
+def test_each_image_once_an_epoch(count: int, batch_size: int, sizes: list[int]) -> None:
+    split = numbered(count)
+    got = list(batches(split, batch_size, NONE, seed=0, epoch=1))
+    assert [len(labels) for _, labels in got] == sizes
+    assert steps_per_epoch(split, batch_size) == len(sizes)
+    images = torch.cat([images for images, _ in got])
+    labels = torch.cat([labels for _, labels in got])
+    assert sorted(labels.tolist()) == list(range(count))
+    assert labels.tolist() != list(range(count))  # shuffled
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, split.images[labels])  # each with its own label
+
+
+def test_order_is_a_matter_of_seed_and_epoch_alone() -> None:
+    split = numbered(50)
+    first = order(split, 16, seed=3, epoch=2)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert order(split, 16, seed=3, epoch=2) == first
+    assert order(split, 7, seed=3, epoch=2) == first
+    augmented = [label for _, labels in batches(split, 16, ALL, 3, 2) for label in labels.tolist()]
+    assert augmented == first
+    state = torch.get_rng_state()
+    assert order(split, 16, seed=3, epoch=3) != first
+    assert order(split, 16, seed=4, epoch=2) != first
+    assert order(split, 16, seed=2, epoch=3) != first
+    assert torch.equal(torch.get_rng_state(), state)  # dropout's random numbers are not drawn from
+
+
+@pytest.mark.parametrize("augmentation", [NONE, ALL], ids=["plain", "augmented"])
+def test_an_epoch_can_be_taken_up_anywhere(augmentation: AugmentConfig) -> None:
+    split = numbered(50)
+    whole = list(batches(split, 16, augmentation, seed=5, epoch=4))
+    for first_step in range(5):
+        rest = list(batches(split, 16, augmentation, seed=5, epoch=4, first_step=first_step))
+        assert len(rest) == 4 - first_step
+        for (images, labels), (wanted_images, wanted_labels) in zip(rest, whole[first_step:], strict=True):
+            assert torch.equal(images, wanted_images)
+            assert torch.equal(labels, wanted_labels)
+
+
+def test_augmentation_changes_with_step_epoch_and_seed() -> None:
+    """The same picture 64 times: what differs is what was drawn for it."""
+    image = numbered(1).images
+    split = Split(image.expand(64, -1, -1, -1), torch.zeros(64, dtype=torch.int64), torch.arange(64))
+
+    def first_two(seed: int, epoch: int) -> list[torch.Tensor]:
+        return [images for images, _ in batches(split, 32, ALL, seed, epoch)]
+
+    a, b = first_two(0, 1)
+    c, d = first_two(0, 2)
+    e, f = first_two(1, 1)
+    drawn = [a, b, c, d, e, f]
+    assert not any(torch.equal(x, y) for i, x in enumerate(drawn) for y in drawn[:i])
+    assert torch.equal(first_two(0, 1)[1], b)
+    assert torch.equal(split.images, image.expand(64, -1, -1, -1))  # the images themselves stay
+
+
+# load -----------------------------------------------------------------------------------------------------------
+
+
+def lay(folder: Path, zipped: bool = False, change: bool = False, label: int | None = None) -> Path:
+    """A small data set in MNIST's files."""
+    folder = folder / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for gz, _ in SPEC.downloads:
+        count = SPEC.counts[0 if "train" in gz else 1]
+        if "images" in gz:
+            array = rng.integers(0, 256, (count, *SPEC.size), dtype=np.uint8)
+            array[-1, -1, -1] = change
+        else:
+            array = (np.arange(count) % 10).astype(np.uint8)
+            if label is not None:
+                array[0] = label
+        data = struct.pack(f">I{array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
+        (folder / (gz if zipped else gz.removesuffix(".gz"))).write_bytes(gzip.compress(data) if zipped else data)
+    return folder.parent.parent
+
+
+def test_load(tmp_path: Path) -> None:
+    root = lay(tmp_path)
+    data = load(SPEC, Recipe().override({"data.val": 0.2}), root)
+    assert (data.name, data.classes, data.flip_ok) == ("mnist", tuple("0123456789"), False)
+    assert data.input == InputSpec((5, 4), 1)
+    assert (data.mean, data.std) == (MNIST.mean, MNIST.std)
+    assert data.val is not None
+    assert [len(split) for split in (data.train, data.val, data.test)] == [50, 10, 20]
+    assert torch.bincount(data.val.labels).tolist() == [1] * 10
+    assert sorted(torch.cat([data.train.index, data.val.index]).tolist()) == list(range(60))
+    assert data.test.index.tolist() == list(range(20))
+
+    everything = load(SPEC, Recipe().override({"data.val": 0.0}), root)
+    assert everything.val is None
+    assert everything.train.index.tolist() == list(range(60))
+    for part in (data.train, data.val):  # index leads back to the file
+        assert torch.equal(everything.train.images[part.index], part.images)
+        assert torch.equal(everything.train.labels[part.index], part.labels)
+    for split in (data.train, data.val, data.test):
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == split.index.dtype == torch.int64
+        assert split.images.shape[1:] == (1, 5, 4)
+        split.images[0] = 0  # writable: a read-only tensor would warn
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
+    val = Recipe().override({"data.val": 0.2})
+    plain = load(SPEC, None, lay(tmp_path / "plain")).sha256
+    assert len(plain) == 64
+    assert load(SPEC, None, lay(tmp_path / "zipped", zipped=True)).sha256 == plain
+    assert load(SPEC, val.override({"seed": 5}), tmp_path / "plain").sha256 == plain
+    assert load(SPEC, None, lay(tmp_path / "pixel", change=True)).sha256 != plain
+    assert load(SPEC, None, lay(tmp_path / "label", label=3)).sha256 != plain
+
+
+def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:
+    root, recipe = lay(tmp_path), Recipe().override({"data.val": 0.2})
+    held = [load(SPEC, recipe.override({"seed": seed}), root).val for seed in (0, 0, 1)]
+    first, again, other = (split.index.tolist() for split in held if split)
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("limit", "train", "test"), [(30, 3, 1), (120, 6, 2), (10, 1, 1), (1, 1, 1), (1000, 6, 2), (None, 6, 2)]
+)
+def test_limit_takes_the_first_of_every_class(tmp_path: Path, limit: int | None, train: int, test: int) -> None:
+    data = load(SPEC, Recipe().override({"data.val": 0.0}), lay(tmp_path), limit)
+    assert data.train.index.tolist() == list(range(10 * train))  # the labels are 0, 1, ... 9, 0, 1, ...
+    assert data.test.index.tolist() == list(range(10 * test))
+
+
+def test_limit_keeps_the_proportions_and_the_order() -> None:
+    split = replace(numbered(50), labels=torch.tensor([0] * 30 + [1] * 18 + [2] * 2))
+    assert split.first(25).index.tolist() == [*range(15), *range(30, 39), 48]
+    assert split.first(5).index.tolist() == [0, 1, 2, 30, 31, 48]  # at least one of each
+    assert split.first(50).index.tolist() == split.first(51).index.tolist() == list(range(50))
+
+
+def test_limit_that_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    refused(lambda: load(SPEC, None, lay(tmp_path), limit=10), "too few to hold 10% out")
+
+
+def test_data_set_by_name() -> None:
+    assert get_spec("cifar10") is DATASETS["cifar10"]
+    refused(lambda: load("mnits"), "unknown data set 'mnits'; did you mean 'mnist'?", "`convlens datasets` lists them")
+
+
+def test_the_specs_are_whole() -> None:
+    for name, spec in DATASETS.items():
+        assert spec.name == name
+        assert len(spec.mean) == len(spec.std) == spec.channels
+        assert len(set(spec.classes)) == len(spec.classes) == (100 if name == "cifar100" else 10)
+        assert all(len(sha256) == 64 for _, sha256 in spec.downloads)
+        assert all(url.endswith("/") for url in spec.mirrors)
+    assert not any(DATASETS[name].flip_ok for name in ("mnist", "kmnist", "mnist-5k"))
+
+
+def test_moving(tmp_path: Path) -> None:
+    data = load(SPEC, None, lay(tmp_path)).to(torch.device("meta"))
+    assert data.val is not None
+    for split in (data.train, data.val, data.test):
+        assert {t.device.type for t in (split.images, split.labels, split.index)} == {"meta"}
