@@ -30,6 +30,7 @@ _HOME = {
     "feature_maps": "explain",
     "fit": "run",
     "load": "data",
+    "make_model": "run",
     "summarize": "summary",
     "train": "training",
 }
@@ -55,6 +56,7 @@ __all__ = [
     "feature_maps",
     "fit",
     "load",
+    "make_model",
     "summarize",
     "train",
 ]

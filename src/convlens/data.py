@@ -140,7 +140,8 @@ def batches(
         chosen = order[step * batch_size : (step + 1) * batch_size]
         images, labels = split.images[chosen], split.labels[chosen]
         if changes:
-            generator = torch.Generator(device).manual_seed(mix_seed(seed, epoch, step))
+            # step + 1: numpy pads seeds with zeros, so step 0 would draw the numbers that made the order
+            generator = torch.Generator(device).manual_seed(mix_seed(seed, epoch, step + 1))
             images = augment(images, augmentation, generator)
         yield images, labels
 

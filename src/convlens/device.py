@@ -30,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context that a forward pass runs in: `fp32` none, `bf16` autocast, `auto` bf16 on CUDA that has it, else fp32."""
+    """The context of a forward pass: `fp32` none, `bf16` autocast, `auto` bf16 on CUDA that has it, else fp32."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -39,6 +39,25 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def mix_seed(*numbers: int) -> int:
     """One well-spread 63-bit seed from several whole numbers, such as (seed, epoch, step)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of torch's generator on `device`, which dropout there draws from."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Put back what `random_state` gave; the state of another kind of device, which has another length, is left out."""
+    if state.shape != random_state(device).shape:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
+    else:
+        torch.set_rng_state(state)
 
 
 class Timer:

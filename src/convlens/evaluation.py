@@ -16,7 +16,8 @@ from .device import autocast
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Of one class: `precision` right / predicted so, `recall` right / truly so, `f1` their harmonic mean, `support`."""
+    """Of one class: `precision` right / predicted so, `recall` right / truly so, `f1` their harmonic mean, `support`
+    its images."""
 
     name: str
     precision: float
@@ -65,7 +66,7 @@ def evaluate(model: nn.Module, split: Split, classes: tuple[str, ...] | None = N
 
 def metrics_of(logits: Tensor, labels: Tensor, classes: tuple[str, ...] | None = None) -> Metrics:
     """Metrics from logits (N, K) and labels (N,). A class without images, or never predicted, has 0 where it would
-    divide by zero, and counts in the macro average, as in scikit-learn with zero_division=0."""
+    divide by zero; it counts in the macro average unless it is both, as in scikit-learn with zero_division=0."""
     n, k = logits.shape
     classes = classes or tuple(str(i) for i in range(k))
     predicted = logits.argmax(1)

@@ -24,8 +24,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ModelFile:
-    """`model` takes uint8 (N, C, H, W) and gives logits (N, len(classes)). `golden_images` and `golden_logits` are a few
-    inputs and what the model said to them when it was saved."""
+    """`model` takes uint8 (N, C, H, W) and gives logits (N, len(classes)). `golden_images` and `golden_logits` are a
+    few inputs and what the model said to them when it was saved."""
 
     model: nn.Module
     name: str
@@ -75,33 +75,32 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
                 )
             config = json.loads(metadata["config"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        found = ModelFile(
+            model=nn.Identity(),
+            name=str(config["builder"]),
+            args=dict(config["args"]),
+            input=InputSpec(**{**config["input"], "size": tuple(config["input"]["size"])}),
+            classes=tuple(config["classes"]),
+            recipe=config["recipe"],
+            metrics=config["metrics"],
+            golden_images=tensors["golden.images"],
+            golden_logits=tensors["golden.logits"],
+        )
     except FileNotFoundError as error:
         raise UserError(f"there is no model file {path}") from error
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a ConvLens model file: {error}") from error
-    if ":" in config["builder"] and builder != config["builder"]:
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a ConvLens model file, or is damaged: {error}") from error
+    name, spec = found.name, found.input
+    if ":" in name and builder != name:
         raise UserError(
-            f"{path} was built by {config['builder']}, which is not part of ConvLens; if you trust that code, name it: "
-            f"-m {config['builder']}"
+            f"{path} was built by {name}, which is not part of ConvLens; if you trust that code, name it: -m {name}"
         )
-    spec = InputSpec(**{**config["input"], "size": tuple(config["input"]["size"])})
-    classes = tuple(config["classes"])
-    model = build(config["builder"], channels=spec.channels, classes=len(classes), size=spec.size, args=config["args"])
+    model = build(name, channels=spec.channels, classes=len(found.classes), size=spec.size, args=found.args)
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the network {config['builder']} that it names") from error
-    return ModelFile(
-        model=model.eval(),
-        name=config["builder"],
-        args=config["args"],
-        input=spec,
-        classes=classes,
-        recipe=config["recipe"],
-        metrics=config["metrics"],
-        golden_images=tensors["golden.images"],
-        golden_logits=tensors["golden.logits"],
-    )
+        raise UserError(f"the weights in {path} do not fit the network {name} that it names") from error
+    return dataclasses.replace(found, model=model.eval())
 
 
 def golden_difference(file: ModelFile) -> float:

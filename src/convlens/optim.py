@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """All parameters decayed alike, or, where `decay_all` is false, biases and norms (one-dimensional ones) not at all."""
+    """All parameters decayed alike, or, where `decay_all` is false, biases and norms (one-dimensional) not at all."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.decay_all:
         return [{"params": parameters, "weight_decay": config.weight_decay}]

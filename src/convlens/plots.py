@@ -6,6 +6,8 @@ which readers with any colour vision can tell apart).
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .evaluation import Metrics
@@ -23,6 +26,7 @@ from .explain import FeatureMap
 from .files import write_whole
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PAGE = (10.0, 10.5)  # inches: no figure is larger
 
 
 def new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
@@ -33,17 +37,23 @@ def new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
 
 
 def save(axes: Axes, path: Path, dpi: int = 120) -> Path:
-    """Write the figure that `axes` stands in as a PNG, whole or not at all."""
-    import io
-
+    """Write the figure that `axes` stands in as a PNG, cut to what is drawn, whole or not at all."""
     buffer = io.BytesIO()
-    axes.get_figure(root=True).savefig(buffer, dpi=dpi, format="png")  # type: ignore[union-attr] # an Axes always has one
+    _figure(axes).savefig(buffer, dpi=dpi, format="png", bbox_inches="tight")  # a long title is not cut off
     write_whole(path, buffer.getvalue())
     return path
 
 
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("these axes were removed from their figure")
+    return figure
+
+
 def curves(history: Sequence[dict[str, Any]], quantity: str = "loss", axes: Axes | None = None) -> Axes:
-    """`quantity` ("loss" or "accuracy") over the epochs: training, validation, and the test set where it was looked at."""
+    """`quantity` ("loss" or "accuracy") over the epochs: training, validation, and the test set where it was looked
+    at."""
     axes = axes or new_axes()
     epochs = [row["epoch"] for row in history]
     styles = (("train", BLUE, "o-", "training"), ("val", ORANGE, "s--", "validation"), ("test", GREEN, "^:", "test"))
@@ -52,11 +62,13 @@ def curves(history: Sequence[dict[str, Any]], quantity: str = "loss", axes: Axes
         if history and key in history[0]:
             values = [row[key] * (100 if quantity == "accuracy" else 1) for row in history]
             axes.plot(epochs, values, style, color=color, label=f"{label} ({values[-1]:.4g})", markersize=4)
-    axes.set(xlabel="epoch", ylabel="accuracy in %" if quantity == "accuracy" else "loss (cross-entropy)")
+    axes.set(xlabel="epoch", ylabel="accuracy in %" if quantity == "accuracy" else "loss")
     axes.set_title("Accuracy" if quantity == "accuracy" else "Loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
-    axes.legend(title="after the last epoch")
+    if history:
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.legend(title="after the last epoch")
     return axes
 
 
@@ -68,13 +80,20 @@ def image_grid(
     columns: int = 8,
     axes: Axes | None = None,
 ) -> Axes:
-    """Images uint8 (N, C, H, W) in rows with a caption under each. Where `wrong` is given, a right one has a thin green
-    frame and a check mark, a wrong one a thick dashed red frame and a cross."""
+    """Images uint8 (N, C, H, W) in rows with a caption under each, at most one page. Where `wrong` is given, a right
+    one has a thin green frame and a check mark, a wrong one a thick dashed red frame and a cross."""
     columns = min(columns, max(len(images), 1))
     rows = -(-len(images) // columns)
-    axes = axes or new_axes(1.15 * columns + 0.2, 1.45 * rows + (0.5 if title else 0.2))
+    if wrong is not None:
+        captions = [f"{'✗' if no else '✓'} {caption}" for no, caption in zip(wrong, captions, strict=True)]
+    lines = [line for caption in captions for line in caption.split("\n")]
+    pitch = 1.12 + 0.15 * max((caption.count("\n") + 1 for caption in captions), default=1)
+    width, height = 1.15 * columns + 0.2, pitch * rows + (0.5 if title else 0.2)
+    shrink = min(1.0, PAGE[0] / width, PAGE[1] / height) if axes is None else 1.0
+    size = shrink * min(8.0, 130 / max(map(len, lines), default=1))  # 16 letters of 8 points fill the pitch of an image
+    axes = axes or new_axes(shrink * width, shrink * height)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = 1.15 * (i % columns), 1.45 * (i // columns)
+        x, y = 1.15 * (i % columns), pitch * (i // columns)
         pixels = image.permute(1, 2, 0).cpu().numpy()
         axes.imshow(
             pixels[:, :, 0] if pixels.shape[2] == 1 else pixels,
@@ -84,15 +103,13 @@ def image_grid(
             extent=(x, x + 1, y + 1, y),
             interpolation="nearest",
         )
-        color = "black"
-        if wrong is not None:
-            color = RED if wrong[i] else GREEN
-            line = {"linewidth": 2.5, "linestyle": (0, (3, 1.5))} if wrong[i] else {"linewidth": 1}
-            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=color, **line))  # type: ignore[arg-type] # matplotlib's own dash form
-            caption = f"{'✗' if wrong[i] else '✓'} {caption}"
-        size = 8 if max(len(line) for line in caption.split("\n")) < 13 else 6
-        axes.text(x + 0.5, y + 1.04, caption, ha="center", va="top", fontsize=size, color=color)
-    axes.set(xlim=(-0.08, 1.15 * columns - 0.07), ylim=(1.45 * rows, -0.06))
+        if wrong is not None and wrong[i]:
+            dashes = (0, (3, 1.5))
+            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=2.5 * shrink, linestyle=dashes))
+        elif wrong is not None:
+            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=GREEN, linewidth=shrink))
+        axes.text(x + 0.5, y + 1.04, caption, ha="center", va="top", fontsize=size)
+    axes.set(xlim=(-0.08, 1.15 * columns - 0.07), ylim=(pitch * rows, -0.06))
     axes.set_aspect("equal")
     axes.axis("off")
     axes.set_title(title)
@@ -111,21 +128,19 @@ def gallery(
     predicted = probabilities.argmax(1)
     captions = []
     for p, truth, probability in zip(predicted.tolist(), labels.tolist(), probabilities.amax(1).tolist(), strict=True):
-        captions.append(
-            f"{classes[p]} {probability:.0%}" if p == truth else f"{classes[p]} {probability:.0%}\nis {classes[truth]}"
-        )
+        said = f"{classes[p]} ({probability:.0%})"
+        captions.append(said if p == truth else f"{said}\nis {classes[truth]}")
     return image_grid(images, captions, (predicted != labels).tolist(), title, axes=axes)
 
 
 def class_counts(labels: Tensor, classes: Sequence[str], title: str = "", axes: Axes | None = None) -> Axes:
     """A bar a class with its number of images."""
-    axes = axes or new_axes(6.4, max(2.5, 0.25 * len(classes) + 1))
-    counts = labels.bincount(minlength=len(classes)).tolist()
-    small = {"fontsize": 6} if len(classes) > 40 else {}
+    axes = axes or new_axes(6.4, min(max(2.5, 0.25 * len(classes) + 1), PAGE[1]))
+    counts = labels.cpu().bincount(minlength=len(classes)).tolist()
+    size = 10 if len(classes) <= 40 else 6
     bars = axes.barh(range(len(classes)), counts, color=BLUE)
-    if len(classes) <= 40:
-        axes.bar_label(bars, [f"{c:,}" for c in counts], padding=3)
-    axes.set_yticks(range(len(classes)), classes, **small)
+    axes.bar_label(bars, [f"{c:,}" for c in counts], padding=3, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)
     axes.set(xlabel="images", title=title)
@@ -133,10 +148,11 @@ def class_counts(labels: Tensor, classes: Sequence[str], title: str = "", axes: 
 
 
 def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | None = None) -> Axes:
-    """Rows are the true classes, columns what they were taken for; colour is the share of the row, numbers are images."""
+    """Rows are the true classes, columns what they were taken for; colour is the share of the row, numbers are
+    images."""
     names = [c.name for c in metrics.classes]
     k = len(names)
-    side = min(max(4.5, 0.55 * k + 1.6), 11)
+    side = min(max(4.5, 0.55 * k + 1.6), PAGE[0] - 1)
     axes = axes or new_axes(side + 1, side)
     counts = np.array(metrics.confusion)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -145,19 +161,21 @@ def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | No
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black",
                       fontsize=8)  # fmt: skip # one call, one line too long
-    small = {"fontsize": 5} if k > 40 else {}
-    axes.set_xticks(range(k), names, rotation=90 if max(map(len, names)) > 2 else 0, **small)
-    axes.set_yticks(range(k), names, **small)
+    size = min(10.0, 60 * (side - 1.6) / k)  # points: a row of text is no higher than its row of cells
+    narrow = max(map(len, names)) * 0.6 * size / 72 > (side - 1.6) / k
+    axes.set_xticks(range(k), names, rotation=90 if narrow else 0, fontsize=size)
+    axes.set_yticks(range(k), names, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    axes.get_figure(root=True).colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)  # type: ignore[union-attr] # an Axes always has one
+    _figure(axes).colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
     return axes
 
 
-def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ma.MaskedArray:
     """(N, H, W) -> one masked array with the N tiles in rows; gaps and unused tiles are masked."""
     n, h, w = maps.shape
     rows = -(-n // columns)
-    canvas = np.ma.masked_all((rows * (h + gap) - gap, columns * (w + gap) - gap))
+    shape = (rows * (h + gap) - gap, columns * (w + gap) - gap)
+    canvas = np.ma.masked_array(np.zeros(shape), mask=True)  # masked_all would leave chance numbers behind the mask
     for i, tile in enumerate(maps):
         y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
         canvas[y : y + h, x : x + w] = tile
@@ -165,7 +183,7 @@ def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def _tiles(maps: np.ndarray, title: str, label: str, symmetric: bool, axes: Axes | None) -> Axes:
-    columns = int(np.ceil(np.sqrt(len(maps) * 1.3)))
+    columns = math.ceil(math.sqrt(len(maps) * 1.3))
     canvas = mosaic(maps, columns)
     width = 7.0
     axes = axes or new_axes(width, min(9.5, 0.86 * width * canvas.shape[0] / canvas.shape[1] + 0.9))
@@ -175,7 +193,7 @@ def _tiles(maps: np.ndarray, title: str, label: str, symmetric: bool, axes: Axes
     picture = axes.imshow(canvas, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
     axes.axis("off")
     axes.set_title(title, fontsize=10)
-    axes.get_figure(root=True).colorbar(picture, ax=axes, label=label, shrink=0.8)  # type: ignore[union-attr] # an Axes always has one
+    _figure(axes).colorbar(picture, ax=axes, label=label, shrink=0.8)
     return axes
 
 
@@ -189,7 +207,8 @@ def filters(weights: Tensor, name: str = "", axes: Axes | None = None) -> Axes:
     largest = weights.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     pictures = ((weights / largest) * 127.5 + 127.5).byte()
     captions = [f"±{value:.2g}" for value in largest.flatten().tolist()]
-    return image_grid(pictures, captions, title=f"{title}, as colours (gray is 0)", axes=axes)
+    columns = max(8, math.ceil(math.sqrt(out)))
+    return image_grid(pictures, captions, title=f"{title}, as colours (gray is 0)", columns=columns, axes=axes)
 
 
 def feature_map(feature: FeatureMap, axes: Axes | None = None) -> Axes:

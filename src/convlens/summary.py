@@ -1,7 +1,8 @@
 """The layer table: what every layer makes of its input, what it costs, and how much of the image it sees.
 
 Measured by one forward pass, not read off the code: hooks see the sizes, and a torch function mode follows the
-receptive field through every operation, also those that are not layers (the sum of a residual block).
+receptive field through every operation, also those that are not layers (a pooling function, the sum of a residual
+block).
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .models.sizes import WINDOWED, Window, formula, windows
+from .models.sizes import WINDOWED, formula, windows
 
 
 @dataclass(frozen=True)
 class LayerRow:
     """One layer. `output` (C, H, W) or (C,); `macs` multiply-adds for one image; `receptive_field` and `jump` in pixels
-    of the image along its height, None once a layer sees all of it; `formula` the output height with its numbers."""
+    of the image along its height, None once a layer sees all of it (or an operation that is not followed came before);
+    `formula` the output height with its numbers."""
 
     name: str
     kind: str
@@ -80,7 +83,6 @@ def _row(
         kernel = stride = padding = text = ""
         if isinstance(layer, WINDOWED):
             high, wide = windows(layer)
-            fields.slide(inputs[0], output, high)
             sides = zip(high[:3], wide[:3], strict=True)
             kernel, stride, padding = (f"{h:g}" if h == w else f"{h:g}x{w:g}" for h, w in sides)
             text = formula(inputs[0].shape[2], *high)
@@ -128,23 +130,39 @@ class _ReceptiveFields(TorchFunctionMode):
         _, field, jump = self._known.get(id(tensor), (tensor, math.inf, 1))
         return field, jump
 
-    def slide(self, before: Tensor, after: Tensor, window: Window) -> None:
-        """A window went over `before` and gave `after`."""
-        field, jump = self.of(before)
-        self._known[id(after)] = (after, field + window.dilation * (window.kernel - 1) * jump, jump * window.stride)
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [a for a in _flat(args) if isinstance(a, Tensor) and id(a) in self._known]
         if isinstance(out, Tensor) and inputs and id(out) not in self._known:
             field, jump = max(self.of(a)[0] for a in inputs), max(self.of(a)[1] for a in inputs)
             height = inputs[0].shape[2] if inputs[0].ndim == 4 else 1
-            if out.ndim != 4 or (out.shape[2] == 1 and height > 1):
+            if func in _SLIDING:
+                kernel, stride, dilation = _slide(func, args, kwargs or {})
+                field, jump = field + dilation * (kernel - 1) * jump, jump * stride
+            elif func is Tensor.__getitem__ and out.ndim == 4:
+                jump *= max(round(height / out.shape[2]), 1)  # every second row, as in a shortcut
+            elif out.ndim != 4 or (out.shape[2] != height and func is not F.pad):
                 field = math.inf  # flattened or pooled to one number: it sees everything
-            else:
-                jump *= max(height // out.shape[2], 1)  # every second row, as in a shortcut
             self._known[id(out)] = (out, field, jump)
         return out
+
+
+# The operations with a window, and the arguments that say how it slides: also those of layers end here.
+_SLIDING: dict[Any, tuple[str, ...]] = {
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation"),
+    F.max_pool2d: ("input", "kernel", "stride", "padding", "dilation"),
+    torch.max_pool2d: ("input", "kernel", "stride", "padding", "dilation"),
+    F.avg_pool2d: ("input", "kernel", "stride"),
+}
+
+
+def _slide(func: Any, args: Any, kwargs: Any) -> tuple[int, int, int]:
+    """Kernel, stride and dilation along the height."""
+    given = dict(zip(_SLIDING[func], args, strict=False)) | kwargs
+    kernel = given["weight"].shape[2:] if "weight" in given else given.get("kernel", given.get("kernel_size"))
+    stride = given.get("stride") or (1 if "weight" in given else kernel)  # a pooling steps by its kernel unless told
+    high = [side[0] if isinstance(side, tuple | list) else side for side in (kernel, stride, given.get("dilation", 1))]
+    return high[0], high[1], high[2]
 
 
 def _flat(values: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data, batches, steps_per_epoch
-from .device import Timer, autocast, mix_seed
+from .device import Timer, autocast, mix_seed, random_state, set_random_state
 from .errors import FAILED, UserError
 from .optim import make_optimizer, objective, schedule
 from .recipe import AugmentConfig, Recipe
@@ -30,7 +30,7 @@ class Position:
     losses: Tensor
     correct: Tensor
     optimizer: torch.optim.Optimizer
-    random: Tensor  # torch's generator, which dropout draws from
+    random: Tensor  # the state of torch's generator on the device, which dropout draws from
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,16 @@ def train(
     stop = stop or threading.Event()
     changes = AugmentConfig(recipe.augment.flip and data.flip_ok, recipe.augment.shift, recipe.augment.cutout)
     at = Position(
-        1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, torch.get_rng_state()
+        1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
     )
     if resume:
         resume(at)
 
     while at.epoch <= recipe.epochs:
         timer, first = Timer(device), at.step
-        torch.set_rng_state(at.random) if first else torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32))
+        torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32))
+        if first:
+            set_random_state(device, at.random)
         model.train()
         todo: Iterable[tuple[Tensor, Tensor]] = batches(
             data.train, recipe.batch_size, changes, recipe.seed, at.epoch, first
@@ -114,7 +116,7 @@ def train(
         if done:
             at.epoch, at.step = at.epoch + 1, 0
             at.losses.zero_(), at.correct.zero_()
-        at.random = torch.get_rng_state()
+        at.random = random_state(device)
         trained = seen - first * recipe.batch_size
         yield Epoch(index, done, loss_sum / seen, correct / seen, lr, timer.seconds(), trained, at)
         if stop.is_set():
@@ -127,7 +129,8 @@ def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
         step = int(bad[0])
         lr = recipe.optim.lr * schedule(recipe.optim, (at.epoch - 1 + step / steps) / recipe.epochs)
         raise UserError(
-            f"the loss is {at.losses[step].item()} in epoch {at.epoch}, step {step + 1} of {steps}, at a learning rate of "
-            f"{lr:.4g}: try a third of it (--lr {recipe.optim.lr / 3:.2g}), a warm-up (--set optim.warmup=0.2), or fp32",
+            f"the loss is {at.losses[step].item()} in epoch {at.epoch}, step {step + 1} of {steps}, at a learning rate "
+            f"of {lr:.4g}: try a third of it (--lr {recipe.optim.lr / 3:.2g}), a warm-up (--set optim.warmup=0.2), or "
+            "fp32",
             FAILED,
         )

@@ -17,7 +17,7 @@ from .articles import cnn_cifar10, cnn_mnist, deepcnn_mnist
 from .lenet import lenet5
 from .normalize import Normalize
 from .resnet import resnet9, resnet18, resnet20
-from .sizes import WINDOWED, check_fits
+from .sizes import WINDOWED, TooSmallError, check_fits
 from .vgg import vgg
 
 Builder = Callable[..., nn.Module]
@@ -49,7 +49,8 @@ def build(
 
     `name` is a key of MODELS, an installed package's entry point in the group `convlens.models`, or
     `package.module:function`. The function is called as function(channels=, classes=, size=, **args) and returns an
-    nn.Module that takes float images. Without `mean` and `std` the pixels are scaled to 0..1. `seed` decides the weights.
+    nn.Module that takes float images. Without `mean` and `std` the pixels are scaled to 0..1. `seed` decides the
+    weights.
 
     Raises:
         UserError: an unknown name or argument, channels or a size that the network does not take.
@@ -59,14 +60,15 @@ def build(
     builder = find_builder(name)
     _check_args(name, builder, args or {})
     state = torch.get_rng_state()
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         network = _fitting(name, builder, channels, classes, size, args or {})
     finally:
         torch.set_rng_state(state)  # building a model must not move anybody's random numbers
     normalize = Normalize(mean or (0.0,) * channels, std or (1.0,) * channels)
     # Channels last: the layout in which convolutions run fastest, 1.4 times here on a CPU; the values are the same.
-    return nn.Sequential(OrderedDict(normalize=normalize, network=network)).to(memory_format=torch.channels_last)
+    model = nn.Sequential(OrderedDict(normalize=normalize, network=network))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack this overload
 
 
 def find_builder(name: str) -> Builder:
@@ -77,7 +79,7 @@ def find_builder(name: str) -> Builder:
         module, _, function = name.partition(":")
         try:
             return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:  # ValueError: nothing before the colon
             raise UserError(f"cannot load the model {name!r}: {error}") from error
     for entry in metadata.entry_points(group="convlens.models", name=name):
         return entry.load()
@@ -103,17 +105,22 @@ def _fitting(
 ) -> nn.Module:
     """The network, tried without arithmetic on one image of the size; where it does not fit, the sizes that would."""
     try:
-        _try(builder, channels, classes, size, args)
-    except UserError as error:
-        works = _smallest(builder, channels, classes, args)
+        _try(name, builder, channels, classes, size, args)
+    except TooSmallError as error:
+        works = _smallest(name, builder, channels, classes, args)
         hint = f"; images of {works} x {works} pixels or more do" if works else ""
         raise UserError(f"the model {name} does not take images of {size[0]} x {size[1]}: {error}{hint}") from error
     return builder(channels=channels, classes=classes, size=size, **args)
 
 
-def _try(builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]) -> None:
+def _try(name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]) -> None:
     with torch.device("meta"):
-        network = builder(channels=channels, classes=classes, size=size, **args).eval()
+        try:
+            network = builder(channels=channels, classes=classes, size=size, **args).eval()
+        except (TypeError, ValueError, RuntimeError) as error:
+            if not args:
+                raise
+            raise UserError(f"the model {name} cannot be built with {args}: {error}") from error
         handles = [
             layer.register_forward_pre_hook(lambda m, x, n=layer_name: check_fits(m, n, x[0].shape[-2:]) and None)
             for layer_name, layer in network.named_modules()
@@ -124,14 +131,16 @@ def _try(builder: Builder, channels: int, classes: int, size: tuple[int, int], a
         for handle in handles:
             handle.remove()
     if logits.shape != (2, classes):
-        raise UserError(f"it gives {tuple(logits.shape)} for 2 images and {classes} classes, not (2, {classes})")
+        raise UserError(
+            f"the model {name} gives {tuple(logits.shape)} for 2 images and {classes} classes, not (2, {classes})"
+        )
 
 
-def _smallest(builder: Builder, channels: int, classes: int, args: dict[str, Any]) -> int | None:
+def _smallest(name: str, builder: Builder, channels: int, classes: int, args: dict[str, Any]) -> int | None:
     for side in range(1, 257):
         try:
-            _try(builder, channels, classes, (side, side), args)
-        except UserError:
+            _try(name, builder, channels, classes, (side, side), args)
+        except TooSmallError:
             continue
         return side
     return None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from ..errors import unknown
 from .articles import flat_size, stack
 
-ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-POOLINGS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
-NORMS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+POOLINGS: dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda _: nn.Identity(),
     "batch": nn.BatchNorm2d,  # Ioffe and Szegedy, arXiv:1502.03167
-    "local-response": lambda _: nn.LocalResponseNorm(5),  # Krizhevsky, Sutskever and Hinton, 2012
+    # Krizhevsky, Sutskever and Hinton, 2012: n = 5, alpha = 1e-4 (torch divides it by n), beta = 0.75, k = 2
+    "local-response": lambda _: nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0),
 }
 
 
@@ -35,8 +38,8 @@ def lenet5(
         ("pooling", pooling, POOLINGS),
         ("norm", norm, NORMS),
     ):
-        if given not in choices:
-            raise unknown(kind, given, choices)
+        if str(given) not in choices:  # a recipe may hold anything here
+            raise unknown(kind, str(given), choices)
     act = ACTIVATIONS[activation]
 
     def block(into: int, out: int, padding: int) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Residual networks for small images: ResNet-20 and ResNet-18 (He et al., arXiv:1512.03385), ResNet-9 (David Page, 2018)."""
+"""Residual networks for small images: ResNet-20 and ResNet-18 (He et al., arXiv:1512.03385), ResNet-9 (Page, 2018)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 Windowed = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
 
-class DoesNotFit(UserError):
+class TooSmallError(UserError):
     """An image is too small for a layer."""
 
 
@@ -27,9 +27,7 @@ class Window(NamedTuple):
     ceil: bool = False
 
 
-def output_size(
-    n: int, kernel: int, stride: int = 1, padding: float = 0, dilation: int = 1, ceil: bool = False
-) -> int:
+def output_size(n: int, kernel: int, stride: int = 1, padding: float = 0, dilation: int = 1, ceil: bool = False) -> int:
     """Pixels along one side after a convolution or pooling: floor((n + 2p - d(k - 1) - 1) / s) + 1."""
     span = n + int(2 * padding) - dilation * (kernel - 1) - 1
     out = (-(-span // stride) if ceil else span // stride) + 1
@@ -60,9 +58,10 @@ def windows(layer: Windowed) -> tuple[Window, Window]:
         return high, wide
 
     kernel, dilation = pair(layer.kernel_size), pair(getattr(layer, "dilation", 1))
-    padding = pair(0 if layer.padding == "valid" else layer.padding)
     if layer.padding == "same":  # torch pads by d(k - 1) in all
         padding = pair([d * (k - 1) / 2 for d, k in zip(dilation, kernel, strict=True)])
+    else:
+        padding = pair(0 if layer.padding == "valid" else layer.padding)
     ceil = bool(getattr(layer, "ceil_mode", False))
     high, wide = zip(kernel, pair(layer.stride), padding, dilation, pair(ceil), strict=True)
     return Window(*high), Window(*wide)
@@ -72,13 +71,13 @@ def check_fits(layer: Windowed, name: str, size: tuple[int, int]) -> tuple[int, 
     """The (height, width) that `layer` makes of `size`.
 
     Raises:
-        DoesNotFit: a side would be smaller than one pixel; the sentence has the layer and the formula.
+        TooSmallError: a side would be smaller than one pixel; the sentence has the layer and the formula.
     """
     out = []
     for n, window in zip(size, windows(layer), strict=True):
         out.append(output_size(n, *window))
         if out[-1] < 1:
-            raise DoesNotFit(
+            raise TooSmallError(
                 f"layer {name} ({type(layer).__name__}, kernel {window.kernel}) does not fit an image that is "
                 f"{size[0]} x {size[1]} there: {formula(n, *window)}"
             )
@@ -86,7 +85,7 @@ def check_fits(layer: Windowed, name: str, size: tuple[int, int]) -> tuple[int, 
 
 
 def size_after(layers: nn.Sequential, size: tuple[int, int], name: str = "features") -> tuple[int, int]:
-    """(height, width) after all convolutions and poolings of a plain stack. Raises DoesNotFit where one does not."""
+    """(height, width) after all convolutions and poolings of a plain stack. Raises TooSmallError where one does not."""
     for index, layer in layers.named_children():
         if isinstance(layer, WINDOWED):
             size = check_fits(layer, f"{name}.{index}", size)

@@ -1,0 +1,250 @@
+"""A run that is broken off and taken up again ends as the unbroken one, bit for bit; no write leaves half a file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from convlens import Data, InputSpec, Split, build, checkpoint, train
+from convlens.errors import UserError
+from convlens.recipe import AugmentConfig, OptimConfig, Recipe
+from convlens.training import Position
+
+STEPS = 5  # of an epoch: 38 images in eights, the last six of them alone
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (38, 3, 10, 12), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.randint(4, (38,), generator=generator), torch.arange(38))
+    shape = InputSpec((10, 12), 3)
+    return Data("noise", tuple("abcd"), shape, (0.5,) * 3, (0.25,) * 3, True, "", split, None, split)
+
+
+def make_model() -> nn.Module:
+    """Batch norm, whose averages are part of the state; dropout, which draws; convolution weights channels last."""
+    args = {"widths": [4, 6], "convs": 1, "dropout": 0.4}
+    model = build("vgg", channels=3, classes=4, size=(10, 12), args=args, seed=0)
+    convolution = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not convolution.weight.is_contiguous()
+    return model
+
+
+def stop_after(stop: threading.Event, count: int) -> Any:
+    """A watch that sets `stop` while the step with this number, counted from 1, is under way."""
+    done = itertools.count(1)
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in todo:
+            if next(done) == count:
+                stop.set()
+            yield batch
+
+    return watch
+
+
+def run_in_parts(recipe: Recipe, data: Data, path: Path, parts: list[int]) -> tuple[nn.Module, list[tuple], Position]:
+    """Train in a new model each time, `parts` steps of it and the last time to the end, with only the file between."""
+    told: list[tuple] = []
+    for count in [*parts, 10_000]:
+        model, stop = make_model(), threading.Event()
+        saved = checkpoint.read(path)
+
+        def resume(position: Position, saved: Any = saved, model: nn.Module = model) -> None:
+            if saved:
+                checkpoint.restore(saved, model, position)
+
+        torch.manual_seed(count)  # another process: its generator stands anywhere
+        for epoch in train(model, data, recipe, resume, stop, stop_after(stop, count)):
+            if epoch.complete:
+                told.append((epoch.index, epoch.loss, epoch.accuracy, epoch.lr))
+            checkpoint.save(path, model, epoch.position, {"told": told})
+            position = epoch.position
+            torch.rand(3)
+    return model, told, position
+
+
+RECIPES = {
+    "sgd-plain": OptimConfig("sgd", 0.05, momentum=0.0),
+    "sgd-momentum": OptimConfig("sgd", 0.05, momentum=0.9, nesterov=True, weight_decay=0.01, schedule="one-cycle"),
+    "sgd-two-groups": OptimConfig("sgd", 0.05, momentum=0.9, weight_decay=0.01, decay_all=False, l1=1e-4),
+    "adam": OptimConfig("adam", 0.01, schedule="cosine", warmup=0.2),
+    "adamw": OptimConfig("adamw", 0.01, weight_decay=0.1, decay_all=False, schedule="step"),
+    "rmsprop": OptimConfig("rmsprop", 0.002, momentum=0.5, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_taken_up_anywhere_it_ends_bit_for_bit_the_same(name: str, data: Data, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True, shift=2, cutout=3)
+    recipe = Recipe(epochs=3, batch_size=8, seed=6, optim=RECIPES[name], augment=augment)
+    whole, told, end = run_in_parts(recipe, data, tmp_path / "whole", [])
+    assert [row[0] for row in told] == [1, 2, 3]
+    for parts in ([2], [STEPS], [STEPS + 3], [2 * STEPS], [1, 1, 1, 4, STEPS], [3 * STEPS - 1], [3 * STEPS]):
+        path = tmp_path / "-".join(map(str, parts))
+        model, told_in_parts, end_in_parts = run_in_parts(recipe, data, path, parts)
+        assert told_in_parts == told, parts
+        for (key, a), b in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
+            assert torch.equal(a, b), (parts, key)
+            assert a.stride() == b.stride()
+        states = [position.optimizer.state_dict()["state"] for position in (end, end_in_parts)]
+        assert states[0].keys() == states[1].keys()
+        for index, state in states[0].items():
+            for key, value in state.items():
+                other = states[1][index][key]
+                assert other is None if value is None else torch.equal(value, other), (parts, index, key)
+
+
+def test_the_position_is_where_the_run_stood(data: Data, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, batch_size=8, optim=OptimConfig("adam", 0.01))
+    model, stop = make_model(), threading.Event()
+    (first, cut) = train(model, data, recipe, None, stop, stop_after(stop, STEPS + 2))
+    assert (first.complete, cut.complete) == (True, False)
+    checkpoint.save(tmp_path / "at", model, cut.position, {"history": [1, 2], "best": None})
+    saved = checkpoint.read(tmp_path / "at")
+    assert saved is not None
+    assert saved.notes == {"history": [1, 2], "best": None, "epoch": 2, "step": 2}
+    state = model.state_dict()
+    assert checkpoint.weights(saved).keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in checkpoint.weights(saved).items())
+    assert torch.equal(saved.tensors["losses"], cut.position.losses)
+    assert saved.tensors["losses"].count_nonzero() == 2
+    assert saved.tensors["correct"] == cut.position.correct
+    assert (saved.tensors["optimizer.0.step"]).item() == STEPS + 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "at"]
+
+
+def test_without_a_position_only_the_weights_are_kept(data: Data, tmp_path: Path) -> None:
+    model = make_model()
+    list(train(model, data, Recipe(epochs=1, batch_size=8)))
+    checkpoint.save(tmp_path / "best", model, None, {"epoch": 7})
+    saved = checkpoint.read(tmp_path / "best")
+    assert saved is not None
+    assert saved.notes == {"epoch": 7}
+    assert {key.split(".")[0] for key in saved.tensors} == {"model"}
+    fresh = make_model()
+    fresh.load_state_dict(checkpoint.weights(saved))
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_saving_changes_nothing(data: Data, tmp_path: Path) -> None:
+    model = make_model()
+    epochs = list(train(model, data, Recipe(epochs=1, batch_size=8)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    strides = [p.stride() for p in model.parameters()]
+    checkpoint.save(tmp_path / "at", model, epochs[0].position, {})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [p.stride() for p in model.parameters()] == strides
+
+
+def test_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert checkpoint.read(tmp_path / "none") is None
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "at.safetensors"
+    checkpoint.save(path, make_model(), None, {"epoch": 1})
+    good = path.read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    for length in (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(UserError, match=r"the checkpoint .*at\.safetensors is damaged \(.+\); the run cannot"):
+            checkpoint.read(path)
+    for bad in (b"not a checkpoint at all", b"\0" * 4096, good + b"more", b"\xff" * 8 + good[8:]):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match="is damaged") as caught:
+            checkpoint.read(path)
+        assert caught.value.exit_code == 1
+    # other people's safetensors files: no notes, or none that are JSON
+    for metadata in (None, {"format": "pt"}, {"notes": "{"}):
+        safetensors.torch.save_file({"a": torch.zeros(2)}, path, metadata=metadata)
+        with pytest.raises(UserError, match="is damaged"):
+            checkpoint.read(path)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.read(tmp_path)  # a folder
+
+
+def test_flipped_bits_in_the_header_never_end_in_anything_else(tmp_path: Path) -> None:
+    path = tmp_path / "at.safetensors"
+    checkpoint.save(path, make_model(), None, {"epoch": 1})
+    good = path.read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[chance.randrange(header)] ^= 1 << chance.randrange(8)
+        path.write_bytes(bad)
+        try:
+            checkpoint.read(path)
+        except UserError:
+            refused += 1
+    assert refused > 100  # the rest hit a name or a note, which stays readable
+
+
+FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from convlens import checkpoint
+from convlens.errors import UserError
+
+path = Path(sys.argv[1])
+checkpoint.save(path, nn.Linear(2, 2), None, {"epoch": 1})
+before = path.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpoint.save(path, nn.Linear(200, 200), None, {"epoch": 2})
+except UserError as error:
+    told = {"message": str(error), "exit_code": error.exit_code}
+else:
+    told = None
+whole = path.read_bytes() == before
+print(json.dumps({"told": told, "whole": whole, "notes": checkpoint.read(path).notes}))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
+def test_a_full_disk_leaves_the_older_file_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path / "at")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["whole"]
+    assert told["notes"] == {"epoch": 1}
+    assert f"no room left to write {tmp_path / 'at'}" in told["told"]["message"]
+    assert "what was saved before is whole" in told["told"]["message"]
+    assert told["told"]["exit_code"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["at"]  # no half file is left to fill the disk
+
+
+def test_a_resumed_run_ends_the_same_whatever_its_new_model_began_with(data: Data, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, batch_size=8, optim=OptimConfig("sgd", 0.05))
+    model, stop = make_model(), threading.Event()
+    (cut,) = train(model, data, recipe, None, stop, stop_after(stop, 3))
+    checkpoint.save(tmp_path / "at", model, cut.position, {})
+    saved = checkpoint.read(tmp_path / "at")
+    assert saved is not None
+    ends = []
+    for seed in (1, 2):
+        args = {"widths": [4, 6], "convs": 1, "dropout": 0.4}
+        fresh = build("vgg", channels=3, classes=4, size=(10, 12), args=args, seed=seed)
+        list(train(fresh, data, recipe, lambda at, fresh=fresh: checkpoint.restore(saved, fresh, at)))
+        ends.append([p.detach() for p in fresh.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -1,0 +1,162 @@
+"""Looking inside a network: what is recorded, in which order, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convlens import build, capture, feature_maps
+from convlens.errors import UserError
+from convlens.explain import first_filters, logits_of_image
+
+
+@pytest.fixture(scope="module")
+def lenet() -> nn.Module:
+    return build("lenet5", channels=1, classes=10, size=(28, 28), seed=4)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in model.modules())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "resnet9"])
+def test_capture_records_what_a_hook_of_ones_own_does(name: str, images: Tensor) -> None:
+    model = build(name, channels=1, classes=10, size=(28, 28)).eval()
+    by_hand: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_hook(lambda _m, _x, out, n=key: by_hand.__setitem__(n, out))
+        for key, layer in model.named_modules()
+        if key
+    ]
+    with torch.no_grad():
+        expected_logits = model(images)
+    for handle in handles:
+        handle.remove()
+
+    layers = list(by_hand)
+    with capture(model, reversed(layers)) as outputs, torch.no_grad():
+        assert outputs == {}
+        logits = model(images)
+        assert hooks(model) == len(layers)
+    assert torch.equal(logits, expected_logits)
+    assert set(outputs) == set(by_hand)
+    assert all(torch.equal(outputs[key], by_hand[key]) for key in by_hand)
+    assert torch.equal(outputs["network"], logits)
+    assert hooks(model) == 0
+
+
+def test_captured_layers_stand_in_the_order_in_which_they_ran(lenet: nn.Module, images: Tensor) -> None:
+    with capture(lenet, ["network.classifier.5", "network.features.3", "network.features.0"]) as outputs:
+        lenet(images)
+        lenet(images[:1])  # a second pass replaces the first
+    assert list(outputs) == ["network.features.0", "network.features.3", "network.classifier.5"]
+    assert len(outputs["network.features.0"]) == 1
+
+
+def test_a_layer_that_runs_twice_keeps_its_last_output() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Linear(1, 1, bias=False)
+            self.between = nn.Identity()
+            nn.init.constant_(self.scale.weight, 2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale(self.between(self.scale(x)) + 1)
+
+    model = Twice()
+    with capture(model, ["scale", "between"]) as outputs:
+        model(torch.ones(1, 1))
+    assert {key: value.item() for key, value in outputs.items()} == {"between": 2.0, "scale": 6.0}
+    assert list(outputs) == ["between", "scale"]
+
+
+def test_gradients_flow_through_what_is_captured(lenet: nn.Module, images: Tensor) -> None:
+    with capture(lenet, ["network.features.3"]) as outputs:
+        logits = lenet(images)
+    (grad,) = torch.autograd.grad(logits[:, 0].sum(), outputs["network.features.3"])
+    assert grad.abs().sum() > 0
+
+
+def test_no_hook_stays_after_an_error(lenet: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="images must be"), capture(lenet, ["network.features.0"]):
+        lenet(images[0])
+    assert hooks(lenet) == 0
+    with (
+        pytest.raises(UserError, match=r"unknown layer 'network\.feature\.3'; did you mean 'network\.features\.3'\?"),
+        capture(lenet, ["network.features.0", "network.feature.3"]),
+    ):
+        pytest.fail("the block ran")
+    assert hooks(lenet) == 0
+
+
+@pytest.mark.parametrize("name", ["lenet5", "deepcnn-mnist", "vgg", "resnet20"])
+@pytest.mark.parametrize("convolutions_only", [False, True])
+def test_feature_maps_against_a_walk_through_the_layers(name: str, convolutions_only: bool, images: Tensor) -> None:
+    model = build(name, channels=1, classes=10, size=(28, 28)).train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = feature_maps(model, images[0], convolutions_only)
+    assert model.training
+    assert hooks(model) == 0
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    wanted = (nn.Conv2d,) if convolutions_only else (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    walked: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    handles = [
+        layer.register_forward_hook(lambda m, x, out, n=key: walked.append((n, m, x[0], out)))
+        for key, layer in model.named_modules()
+        if isinstance(layer, wanted)
+    ]
+    with torch.no_grad():
+        model.eval()(images[:1])
+    for handle in handles:
+        handle.remove()
+    assert [f.name for f in found] == [key for key, *_ in walked]
+    for feature, (_, layer, before, after) in zip(found, walked, strict=True):
+        assert feature.kind == type(layer).__name__
+        assert torch.equal(feature.maps, after[0])
+        assert feature.formula.split("  ")[0].endswith(f" = {after.shape[2]}")
+        assert feature.formula.startswith(f"floor(({before.shape[2]} + 2·")
+
+
+def test_formula_of_a_feature_map_is_along_the_height() -> None:
+    model = build("lenet5", channels=3, classes=2, size=(21, 30))
+    found = feature_maps(model, torch.zeros(3, 21, 30, dtype=torch.uint8))
+    assert [tuple(f.maps.shape) for f in found] == [(6, 21, 30), (6, 10, 15), (16, 6, 11), (16, 3, 5)]
+    assert found[1].formula == "floor((21 + 2·0 - 2) / 2) + 1 = 10  (1 px left over)"
+
+
+def test_logits_of_one_image(images: Tensor) -> None:
+    model = build("deepcnn-mnist", channels=1, classes=10, size=(28, 28)).train()
+    one = logits_of_image(model, images[1])
+    assert model.training
+    assert not one.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(one, model.eval()(images)[1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(one, logits_of_image(model, images[1]))  # dropout is off
+    assert not model.training
+
+
+def test_the_mode_is_put_back_after_an_error(lenet: nn.Module) -> None:
+    lenet.train()
+    with pytest.raises(ValueError, match="images must be"):
+        feature_maps(lenet, torch.zeros(3, 28, 28, dtype=torch.uint8))
+    assert lenet.training
+    assert hooks(lenet) == 0
+
+
+def test_filters_of_the_first_convolution() -> None:
+    for name, shape in {"lenet5": (6, 3, 5, 5), "resnet18": (64, 3, 3, 3)}.items():
+        model = build(name, channels=3, classes=10, size=(32, 32))
+        layer, weights = first_filters(model)
+        assert weights.shape == shape
+        assert torch.equal(weights, dict(model.named_parameters())[f"{layer}.weight"].detach())
+        assert not weights.requires_grad
+    with pytest.raises(UserError, match="this network has no convolution"):
+        first_filters(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))

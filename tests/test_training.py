@@ -1,0 +1,329 @@
+"""train(), held against a loop written out by hand; and what it promises about seeds, stopping and failing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convlens import Data, Epoch, InputSpec, Split, build, evaluate, train
+from convlens.data import batches
+from convlens.errors import UserError
+from convlens.recipe import AugmentConfig, LossConfig, OptimConfig, Recipe
+from convlens.training import CHECK_EVERY, Position
+
+
+def make_data(count: int = 46, flip_ok: bool = True) -> Data:
+    """Three classes, told apart by which rows are bright; noise everywhere."""
+    generator = torch.Generator().manual_seed(11)
+
+    def split(n: int) -> Split:
+        images = torch.randint(0, 120, (n, 1, 12, 12), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(n) % 3
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[:, 4 * label : 4 * label + 4] += 120
+        return Split(images, labels, torch.arange(n))
+
+    shape = InputSpec((12, 12), 1)
+    return Data("rows", ("top", "middle", "low"), shape, (0.3,), (0.3,), flip_ok, "", split(count), None, split(60))
+
+
+def make_model(seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    args = {"widths": [4, 6], "convs": 1, "dropout": dropout}
+    return build("vgg", channels=1, classes=3, size=(12, 12), mean=(0.3,), std=(0.3,), args=args, seed=seed)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+AUGMENTED = Recipe(epochs=3, batch_size=8, seed=3, augment=AugmentConfig(flip=True, shift=1, cutout=3))
+
+
+@pytest.mark.parametrize(
+    ("optim", "lr_at"),
+    [
+        (OptimConfig("sgd", 0.05, momentum=0.0), lambda _t: 0.05),
+        (
+            OptimConfig("sgd", 0.1, 0.9, nesterov=True, weight_decay=0.01, schedule="one-cycle", warmup=0.25),
+            lambda t: 0.1 * (t / 0.25 if t < 0.25 else 1 - (t - 0.25) / 0.75),
+        ),
+        (
+            OptimConfig("adam", 0.01, schedule="cosine"),
+            lambda t: 0.01 * 0.5 * (1 + math.cos(math.pi * t)),
+        ),
+        (
+            OptimConfig("adamw", 0.01, weight_decay=0.1, schedule="step"),
+            lambda t: 0.01 * 0.1 ** ((t >= 0.5) + (t >= 0.75)),
+        ),
+        (OptimConfig("rmsprop", 0.002, momentum=0.5), lambda _t: 0.002),
+    ],
+    ids=["sgd", "one-cycle", "adam", "adamw", "rmsprop"],
+)
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
+def test_against_a_loop_by_hand(optim: OptimConfig, lr_at: Any, loss: str) -> None:
+    data, recipe = make_data(), replace(AUGMENTED, optim=optim, loss=LossConfig(loss))  # type: ignore[arg-type] # one of the two
+    model, reference = make_model(), make_model()
+    epochs = list(train(model, data, recipe))
+
+    plain = {
+        "sgd": lambda p: torch.optim.SGD(
+            p, 0.0, optim.momentum, nesterov=optim.nesterov, weight_decay=optim.weight_decay, fused=False
+        ),
+        "adam": lambda p: torch.optim.Adam(p, 0.0, fused=False),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.0, weight_decay=optim.weight_decay, fused=False),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, 0.0, momentum=optim.momentum),
+    }
+    optimizer = plain[optim.name](reference.parameters())
+    for index in (1, 2, 3):
+        reference.train()
+        loss_sum, right, seen = 0.0, 0, 0
+        steps = 6  # 46 images in eights, the last six of them alone
+        for step, (images, labels) in enumerate(batches(data.train, 8, recipe.augment, 3, index)):
+            lr = lr_at(((index - 1) * steps + step) / (3 * steps))
+            optimizer.param_groups[0]["lr"] = lr
+            logits = reference(images)
+            if loss == "mse":
+                value = ((logits.softmax(1) - torch.eye(3)[labels]) ** 2).mean()
+            else:
+                value = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            loss_sum += value.item() * len(labels)
+            right += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+        assert seen == 46
+        epoch = epochs[index - 1]
+        assert (epoch.index, epoch.complete, epoch.images) == (index, True, 46)
+        assert epoch.loss == pytest.approx(loss_sum / 46, rel=1e-5)
+        assert epoch.accuracy == pytest.approx(right / 46)
+        assert epoch.lr == pytest.approx(lr, abs=1e-12)
+    torch.testing.assert_close(weights(model), weights(reference), atol=1e-6, rtol=1e-6)
+    assert (weights(model) - weights(make_model())).abs().max() > 1e-3
+
+
+def test_every_image_once_an_epoch_in_another_order_each_time() -> None:
+    data = make_data()
+    marked = data.train.images.clone()
+    marked[:, 0, 0, 0] = torch.arange(46, dtype=torch.uint8)
+    data = replace(data, train=replace(data.train, images=marked))
+    orders: dict[int, list[int]] = {}
+    sizes: list[int] = []
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in todo:
+            met = images[:, 0, 0, 0].tolist()
+            assert data.train.labels[met].tolist() == labels.tolist()
+            orders.setdefault(at.epoch, []).extend(met)
+            sizes.append(len(met))
+            yield images, labels
+
+    list(train(make_model(), data, Recipe(epochs=2, batch_size=8), watch=watch))
+    assert sizes == [8, 8, 8, 8, 8, 6] * 2
+    assert sorted(orders[1]) == sorted(orders[2]) == list(range(46))
+    assert list(range(46)) != orders[1] != orders[2]
+
+
+def test_mirroring_only_where_the_data_set_allows_it() -> None:
+    recipe = Recipe(epochs=1, batch_size=46, augment=AugmentConfig(flip=True))
+
+    def first_batch(data: Data) -> tuple[Tensor, Tensor]:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in todo:
+                seen.append(batch)
+                yield batch
+
+        list(train(make_model(), data, recipe, watch=watch))
+        plain = next(batches(data.train, 46, AugmentConfig(), 0, 1))
+        return seen[0][0], plain[0]
+
+    got, plain = first_batch(make_data(flip_ok=False))
+    assert torch.equal(got, plain)
+    got, plain = first_batch(make_data(flip_ok=True))
+    mirrored = (got == plain.flip(3)).flatten(1).all(1)
+    assert 10 < mirrored.sum() < 36
+    assert torch.equal(got[~mirrored], plain[~mirrored])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_seed_decides_every_bit(dropout: float) -> None:
+    data = make_data()
+    recipe = replace(AUGMENTED, optim=OptimConfig("adam", 0.01))
+
+    def run(recipe: Recipe, disturb: int) -> tuple[Tensor, list[tuple[float, float]]]:
+        model = make_model(dropout=dropout)
+        torch.manual_seed(disturb)
+        told = []
+        for epoch in train(model, data, recipe):
+            told.append((epoch.loss, epoch.accuracy))
+            torch.rand(disturb)  # what the loop's body draws is none of its business
+            evaluate(model, data.test)
+        return weights(model), told
+
+    (first, told), (again, told_again) = run(recipe, 1), run(recipe, 2)
+    assert torch.equal(first, again)
+    assert told == told_again
+    other, _ = run(replace(recipe, seed=4), 1)
+    assert not torch.equal(first, other)
+
+
+def test_dropout_is_on_in_training() -> None:
+    data = make_data()
+    with_it, without = make_model(dropout=0.5), make_model(dropout=0.0)
+    assert torch.equal(weights(with_it), weights(without))
+    for model in (with_it, without):
+        model.eval()  # as an evaluation leaves it
+        list(train(model, data, replace(AUGMENTED, epochs=1)))
+    assert (weights(with_it) - weights(without)).abs().max() > 1e-4
+
+
+def test_breaking_the_loop_stops() -> None:
+    data, recipe = make_data(), replace(AUGMENTED, optim=OptimConfig("sgd", 0.05))
+    broken, short = make_model(), make_model()
+    for epoch in train(broken, data, recipe):
+        assert isinstance(epoch, Epoch)
+        if epoch.index == 2:
+            break
+    two = list(itertools.islice(train(short, data, recipe), 2))
+    assert [e.index for e in two] == [1, 2]
+    assert torch.equal(weights(broken), weights(short))
+    whole = make_model()
+    list(train(whole, data, recipe))
+    assert not torch.equal(weights(broken), weights(whole))
+
+
+def stop_after(stop: threading.Event, count: int) -> Any:
+    """A watch that sets `stop` while the step with this number, counted from 1, is under way."""
+    done = itertools.count(1)
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in todo:
+            if next(done) == count:
+                stop.set()
+            yield batch
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [(1, False, 8)]),
+        (5, [(1, False, 40)]),
+        (6, [(1, True, 46)]),  # the last step of the epoch: nothing is cut short
+        (8, [(1, True, 46), (2, False, 16)]),
+        (18, [(1, True, 46), (2, True, 46), (3, True, 46)]),
+    ],
+)
+def test_stop_ends_after_the_step_under_way(count: int, expected: list[tuple[int, bool, int]]) -> None:
+    data, stop = make_data(), threading.Event()
+    model, reference = make_model(), make_model()
+    recipe = replace(AUGMENTED, optim=OptimConfig("sgd", 0.05, momentum=0.0))
+    epochs = list(train(model, data, recipe, stop=stop, watch=stop_after(stop, count)))
+    assert [(e.index, e.complete, e.images) for e in epochs] == expected
+
+    optimizer = torch.optim.SGD(reference.parameters(), 0.05)
+    loss_sum = right = 0.0
+    for step in range(count):
+        images, labels = list(batches(data.train, 8, recipe.augment, 3, step // 6 + 1))[step % 6]
+        if step % 6 == 0:
+            loss_sum = right = 0.0
+        logits = reference.train()(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item() * len(labels)
+        right += (logits.argmax(1) == labels).sum().item()
+    torch.testing.assert_close(weights(model), weights(reference), atol=1e-6, rtol=1e-6)
+    # an epoch cut short tells of the images that it met
+    met = expected[-1][2]
+    assert epochs[-1].loss == pytest.approx(loss_sum / met, rel=1e-5)
+    assert epochs[-1].accuracy == pytest.approx(right / met)
+
+
+def test_stop_set_in_the_loop_ends_it() -> None:
+    stop = threading.Event()
+    seen = []
+    for epoch in train(make_model(), make_data(), AUGMENTED, stop=stop):
+        seen.append((epoch.index, epoch.complete))
+        stop.set()
+    assert seen == [(1, True)]
+
+
+def test_no_epochs_is_no_training() -> None:
+    model = make_model()
+    before = weights(model)
+    assert list(train(model, make_data(), replace(AUGMENTED, epochs=0))) == []
+    assert torch.equal(weights(model), before)
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_remedy() -> None:
+    data = make_data()
+    recipe = replace(AUGMENTED, optim=OptimConfig("sgd", 1e30, momentum=0.0, schedule="cosine"))
+    losses: list[float] = []
+    model = make_model()
+    model.register_forward_hook(
+        lambda _m, _x, logits: losses.append(float(logits.detach().logsumexp(1).mean()))  # finite as the loss is
+    )
+    with pytest.raises(UserError) as caught:
+        list(train(model, data, recipe))
+    step = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+    lr = 1e30 * 0.5 * (1 + math.cos(math.pi * step / 18))
+    message = str(caught.value)
+    assert f"in epoch 1, step {step + 1} of 6, at a learning rate of {lr:.4g}:" in message
+    assert "the loss is nan" in message or "the loss is inf" in message
+    assert "--lr 3.3e+29" in message
+    assert "--set optim.warmup=0.2" in message
+    assert "fp32" in message
+    assert caught.value.exit_code == 1
+
+
+def test_a_diverged_run_is_not_trained_to_the_end_of_its_epoch() -> None:
+    data = make_data(300)
+    done = 0
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal done
+        for batch in todo:
+            done += 1
+            yield batch
+
+    recipe = Recipe(epochs=1, batch_size=2, optim=OptimConfig("sgd", 1e30))
+    with pytest.raises(UserError, match=r"step [23] of 150"):
+        list(train(make_model(), data, recipe, watch=watch))
+    assert done == CHECK_EVERY == 100
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])
+@pytest.mark.parametrize(("name", "lr"), [("sgd", 0.05), ("adam", 0.02), ("adamw", 0.02), ("rmsprop", 0.005)])
+def test_everything_learns_what_is_easy(name: str, lr: float, schedule: str) -> None:
+    data, model = make_data(60), make_model(seed=1)
+    assert evaluate(model, data.test).accuracy < 0.7
+    optim = OptimConfig(name, lr, schedule=schedule, warmup=0.1)  # type: ignore[arg-type] # names of the recipe
+    epochs = list(train(model, data, Recipe(epochs=10, batch_size=10, optim=optim)))
+    assert epochs[-1].loss < 0.7 * epochs[0].loss
+    assert evaluate(model, data.test).accuracy >= 0.95
+
+
+def test_bfloat16_is_close_to_full_precision() -> None:
+    data = make_data()
+    exact, rough = make_model(), make_model()
+    told = [
+        next(train(model, data, replace(AUGMENTED, precision=precision, optim=OptimConfig("sgd", 0.01))))  # type: ignore[arg-type] # names of the recipe
+        for model, precision in ((exact, "fp32"), (rough, "bf16"))
+    ]
+    assert weights(rough).dtype == weights(exact).dtype
+    assert not torch.equal(weights(exact), weights(rough))
+    assert told[0].loss == pytest.approx(told[1].loss, rel=0.02)
