@@ -5,8 +5,8 @@
 One line of JSON a run: recipe, seed, threads, and for every epoch the training loss and accuracy, the test accuracy
 (looked at every epoch, as the articles do; the result is the last one) and the seconds of training and evaluating.
 
---jpeg-again measures what JPEG costs: it compresses every image once more, at JPEG's usual quality of 75, on a grid that
-is moved by 5 pixels so that the new losses do not fall where older ones were.
+--jpeg-again measures what JPEG costs: it compresses every image once more, at JPEG's usual quality of 75, on a grid
+that is moved by 5 pixels so that the new losses do not fall where older ones were.
 """
 
 from __future__ import annotations

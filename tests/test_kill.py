@@ -93,7 +93,8 @@ def write_whole(path, data):
     if path.name in ("last.safetensors", "best.safetensors", "history.jsonl", "metrics.json"):
         left -= 1
         if left == 0 and when == "half":
-            path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2] if isinstance(data, bytes) else b"{")
+            whole = data if isinstance(data, bytes) else data.encode()
+            path.with_name(f".{path.name}.part").write_bytes(whole[: len(whole) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         real(path, data)
         if left == 0:

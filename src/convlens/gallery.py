@@ -33,7 +33,8 @@ def draw_run(
     wrong = (probabilities.argmax(1) != test.labels).nonzero().flatten()
     if len(wrong):
         surest = wrong[probabilities[wrong].amax(1).argsort(descending=True)][:32]
-        title = f"The {len(surest)} most confident of {len(wrong):,} mistakes"
+        which = f"The {len(surest)} most confident of" if len(wrong) > len(surest) else "All"
+        title = f"{which} {len(wrong):,} mistakes in {len(test):,} test images"
         drawn.append(plots.save(_gallery(data, probabilities, surest, title), folder / "mistakes.png"))
     try:
         name, weights = first_filters(model)

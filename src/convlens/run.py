@@ -100,7 +100,7 @@ class Run:
         return data
 
     def model_file(self, builder: str | None = None) -> ModelFile:
-        """The finished model, in evaluation mode on the CPU. `builder` must name a builder from outside ConvLens, see `load_model`."""
+        """The finished model, in evaluation mode on the CPU; see `load_model` for `builder`."""
         _ = self.metrics  # the sentence for a run that is not finished
         return load_model(self.path / "model.safetensors", builder)
 
