@@ -21,12 +21,12 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv
 
 .venv/.sample: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing ConvLens into .venv (once, a minute or two) ..."
+	@echo "Installing ConvLens into .venv (once; it may have to download PyTorch) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sample]'
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing ConvLens and its tests' tools into .venv (once, a minute or two) ..."
+	@echo "Installing ConvLens and its tests' tools into .venv (once; it may have to download PyTorch) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/.sample $@
 

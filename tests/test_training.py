@@ -88,7 +88,7 @@ def test_against_a_loop_by_hand(optim: OptimConfig, lr_at: Any, loss: str) -> No
         loss_sum, right, seen = 0.0, 0, 0
         steps = 6  # 46 images in eights, the last six of them alone
         for step, (images, labels) in enumerate(batches(data.train, 8, recipe.augment, 3, index)):
-            lr = lr_at(((index - 1) * steps + step) / (3 * steps))
+            lr = lr_at(((index - 1) * steps + step + 0.5) / (3 * steps))
             optimizer.param_groups[0]["lr"] = lr
             logits = reference(images)
             if loss == "mse":
@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_with_a_remedy() -> None:
     with pytest.raises(UserError) as caught:
         list(train(model, data, recipe))
     step = next(i for i, value in enumerate(losses) if not math.isfinite(value))
-    lr = 1e30 * 0.5 * (1 + math.cos(math.pi * step / 18))
+    lr = 1e30 * 0.5 * (1 + math.cos(math.pi * (step + 0.5) / 18))
     message = str(caught.value)
     assert f"in epoch 1, step {step + 1} of 6, at a learning rate of {lr:.4g}:" in message
     assert "the loss is nan" in message or "the loss is inf" in message

@@ -36,7 +36,7 @@ def save(path: Path, model: nn.Module, position: Position | None, notes: dict[st
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if position:
-        notes = {**notes, "epoch": position.epoch, "step": position.step}
+        notes = {**notes, "epoch": position.epoch, "step": position.step, "seconds": position.seconds}
         tensors |= {"losses": position.losses, "correct": position.correct, "random": position.random}
         for index, state in position.optimizer.state_dict()["state"].items():
             for name, value in state.items():
@@ -53,7 +53,8 @@ def read(path: Path) -> Checkpoint | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            # clone: else they lie in the mapped file, which Windows would not let the next checkpoint replace
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
             return Checkpoint(tensors, json.loads(file.metadata()["notes"]))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -67,9 +68,19 @@ def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, position: Position) -> None:
-    """Put weights, optimizer and position back, bit for bit."""
+    """Put weights, optimizer and position back, bit for bit.
+
+    Raises:
+        UserError: the checkpoint was written with another batch size or data set.
+    """
+    if checkpoint.tensors["losses"].shape != position.losses.shape:
+        raise UserError(
+            f"the checkpoint was written in epochs of {len(checkpoint.tensors['losses'])} steps, the recipe now makes "
+            f"{len(position.losses)}: put the run's recipe.toml back as it was"
+        )
     model.load_state_dict(weights(checkpoint))
     position.epoch, position.step = checkpoint.notes["epoch"], checkpoint.notes["step"]
+    position.seconds = checkpoint.notes["seconds"]
     position.losses.copy_(checkpoint.tensors["losses"])
     position.correct.copy_(checkpoint.tensors["correct"])
     position.random = checkpoint.tensors["random"]

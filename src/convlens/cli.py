@@ -10,12 +10,12 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from . import flags
-from .errors import FAILED, GATE, UserError, unknown
+from . import __version__, flags
+from .errors import FAILED, GATE, USAGE, UserError, unknown
 
 app = typer.Typer(
     name="convlens",
@@ -33,6 +33,12 @@ def main() -> None:
     """The program. Exit codes: 0 done, 1 failed, 2 usage or data, 3 a gate said no, 130 and 143 interrupted."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.path.append(str(Path.cwd()))  # so that -m my_file:network finds the file beside one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a file name that the terminal cannot show is no reason to fail
     try:
         app()
     except UserError as error:
@@ -40,12 +46,22 @@ def main() -> None:
             raise
         print(f"convlens: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("convlens: interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away: `convlens predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"convlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def convlens(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """From images to a convolutional network that you can trust."""
 
 
 @app.command()
@@ -133,6 +149,7 @@ def train(
     name: flags.RunName = None,
     limit: flags.Limit = None,
     resume: flags.Resume = None,
+    finish: flags.Finish = False,
     plots: flags.Plots = True,
     print_recipe: flags.PrintRecipe = False,
     as_json: flags.Json = False,
@@ -151,16 +168,26 @@ def train(
         "device": device,
     }
     from .data import load
+    from .device import pick_device
     from .models import find_builder
     from .run import Run, start
     from .session import recipe_from, train_to_the_end
 
     if resume:
-        if data or recipe or name or limit or settings or any(value is not None for value in given.values()):
+        others = [value for key, value in given.items() if key not in ("device", "model.name")]
+        if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
             raise UserError("--resume goes on with the run's own recipe and data: give it no others")
-        run, loaded = Run.open(resume), None
+        run = Run.open(resume)
+        own = run.recipe.model.name
         if run.finished:
             raise UserError(f"the run {resume} is finished: there is nothing to resume")
+        if ":" in own and model != own:
+            raise UserError(f"the run {resume} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
+        if model not in (None, own):
+            raise UserError(f"the run {resume} trains {own}, not {model}")
+        loaded = run.load_data(data_dir)
+    elif finish:
+        raise UserError("--finish goes with --resume RUN")
     else:
         made = recipe_from(recipe or "quick", given, settings or ())
         if print_recipe:
@@ -168,10 +195,10 @@ def train(
             return
         if data is None:
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
-        find_builder(made.model.name)  # a misspelt network should not cost a download
+        find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
         loaded = load(data, made, data_dir, limit)
-        run = start(made, loaded, out, name, data_dir, limit)
-    train_to_the_end(run, loaded, data_dir, plots, as_json)
+        run = start(made, loaded, out, name)
+    train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
 
 
 @app.command()
@@ -211,6 +238,7 @@ def show(
 @app.command()
 def summary(
     model: flags.Network,
+    builder: flags.OwnModel = None,
     size: flags.Size = None,
     channels: flags.Channels = None,
     classes: flags.Classes = 10,
@@ -219,14 +247,14 @@ def summary(
 ) -> None:
     """Every layer: kernel, stride, padding, output, parameters, multiply-adds, receptive field."""
     from .console import summary_table
-    from .models import build
+    from .models import MODELS, build
     from .recipes import RECIPES
     from .run import Run
     from .summary import summarize
 
     title = model
-    if Path(model).is_dir():
-        file = Run.open(model).model_file()
+    if model not in MODELS and model not in RECIPES and Path(model).is_dir():
+        file = Run.open(model).model_file(builder)
         title = f"{file.name} of {model}"
         found = summarize(file.model, file.input.channels, file.input.size)
     else:
@@ -259,12 +287,19 @@ def evaluate(
 ) -> None:
     """Measure a run's model on the test set again: accuracy, loss, and every class."""
     from .console import err, metrics_table
+    from .device import pick_device
     from .evaluation import evaluate as measure
+    from .modelfile import golden_difference
     from .run import Run
 
     opened = Run.open(run)
     file = opened.model_file(model)
-    metrics = measure(file.model, opened.load_data(data_dir).test, file.classes)
+    difference = golden_difference(file)
+    if difference > 1e-4:
+        err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
+        raise typer.Exit(GATE)
+    device = pick_device()
+    metrics = measure(file.model.to(device), opened.load_data(data_dir).test, file.classes)
     if as_json:
         print(json.dumps(metrics.to_dict()))
     else:
@@ -294,7 +329,7 @@ def explain(
 
     opened = Run.open(run)
     file = opened.model_file(model)
-    data = None
+    data, used = None, set[str]()
     for given in images:
         split, _, number = given.partition(":")
         if split in ("train", "val", "test") and number.isdecimal():
@@ -303,11 +338,15 @@ def explain(
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.images[int(number)], f"{split}-{number}"
+            truth = f", is {file.classes[int(part.labels[int(number)])]}"
         else:
-            image, name = torch.from_numpy(preprocess(given, file.input)), Path(given).stem
+            image, name, truth = torch.from_numpy(preprocess(given, file.input)), Path(given).stem, ""
+        while name in used:  # two folders may each have a 1.png
+            name += "-again"
+        used.add(name)
         probabilities = Predictor(file).probabilities(image[None])[0]
         best = int(probabilities.argmax())
-        caption = f"{file.classes[best]} {probabilities[best]:.0%}"
+        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
         print(f"{given}: {caption}")
         if feature_maps:
             folder = (out or opened.path / "explain") / name
@@ -331,8 +370,11 @@ def predict(
 
     if output and output.suffix not in (".csv", ".json"):
         raise unknown("ending of the output", output.suffix, (".csv", ".json"))
+    if output and (not output.parent.is_dir() or (as_json and output.suffix == ".csv")):
+        raise UserError(f"cannot write {output}: its folder must exist, and --json goes with .json")
     predictor = Predictor.load(model, builder)
-    rows = list(predictor.predict(pictures_in(paths), top))
+    pictures = list(pictures_in(paths))
+    rows = list(predictor.predict(pictures, top))
     if not rows:
         raise UserError(f"no pictures in {', '.join(map(str, paths))}")
     if as_json or (output and output.suffix == ".json"):
@@ -348,9 +390,11 @@ def predict(
             writer.writerow([row.file, *cells, row.error])
         text = buffer.getvalue()
     if output:
-        write_whole(output, text)
+        write_whole(output, text.encode(errors="backslashreplace"))
     else:
         print(text, end="")
     bad = sum(bool(row.error) for row in rows)
     if bad or output:
         err.print(f"{len(rows) - bad:,} pictures classified{f', {bad:,} could not be read' if bad else ''}")
+    if bad == len(rows):
+        raise typer.Exit(USAGE)

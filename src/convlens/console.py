@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of 
     from .summary import Summary
     from .training import Position
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+# No markup: a folder may be called [old]. Soft wrap: a command that is printed can be copied whole.
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
@@ -40,9 +41,9 @@ def print_table(
     """Print a table on stdout; a pipe gets its lines unbroken, however long they are."""
     made = table(title, columns, rows, numbers)
     if sys.stdout.isatty():
-        out.print(made)
+        out.print(made, soft_wrap=False)
         return
-    unbroken = Console(width=1000, highlight=False)
+    unbroken = Console(width=1000, highlight=False, markup=False)
     with unbroken.capture() as text:
         unbroken.print(made)
     print("\n".join(line.rstrip() for line in text.get().splitlines()))

@@ -58,6 +58,8 @@ class Data:
     train: Split
     val: Split | None
     test: Split
+    data_dir: str | None = None  # where load() was told to look, and how much to keep: a run needs it to load it again
+    limit: int | None = None
 
     def to(self, device: torch.device) -> Data:
         return replace(
@@ -94,6 +96,8 @@ def load(
         train=train if not len(held) else train.take(kept),
         val=train.take(held) if len(held) else None,
         test=test,
+        data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else None,
+        limit=limit,
     )
 
 

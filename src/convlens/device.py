@@ -23,6 +23,8 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here; use 'auto' or 'cpu'") from error
@@ -32,7 +34,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """The context of a forward pass: `fp32` none, `bf16` autocast, `auto` bf16 on CUDA that has it, else fp32."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
@@ -76,8 +79,8 @@ class Timer:
         return time.perf_counter()
 
 
-def environment() -> dict[str, object]:
-    """What a reader must know to repeat a run: versions, processor, threads. No user or host name."""
+def environment(device: torch.device) -> dict[str, object]:
+    """What a reader must know to repeat a run: versions, device, threads. No user or host name."""
     from . import __version__
 
     return {
@@ -89,5 +92,6 @@ def environment() -> dict[str, object]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Split
-from .device import autocast
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Metrics:
         return dataclasses.asdict(self)
 
 
-def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, precision: str = "fp32") -> Tensor:
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
     """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
 
     A split of its own device is moved to the model's batch by batch.
@@ -52,7 +51,7 @@ def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, precision:
     mode = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode():
             parts = [model(images.to(device)).float().cpu() for images in split.images.split(batch_size)]
     finally:
         model.train(mode)

@@ -61,6 +61,9 @@ Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", min=60, help="Only N training images, for a quick look.")
 ]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")]
+Finish = Annotated[
+    bool, typer.Option("--finish", help="With --resume: train no more, evaluate and save what is there.")
+]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe as TOML and stop.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures at the end.")]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from .explain import feature_maps, first_filters
 from .files import disk_error
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_run(
     folder: Path, model: nn.Module, data: Data, history: Sequence[dict[str, Any]], logits: Tensor, metrics: Metrics
 ) -> list[Path]:
@@ -44,6 +46,7 @@ def draw_run(
     return drawn + draw_feature_maps(folder, model, test.images[0], data.classes[int(test.labels[0])])
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_feature_maps(folder: Path, model: nn.Module, image: Tensor, caption: str) -> list[Path]:
     """The image, and a PNG for every convolution, numbered in the order in which they run."""
     _make(folder)
@@ -53,6 +56,7 @@ def draw_feature_maps(folder: Path, model: nn.Module, image: Tensor, caption: st
     return drawn
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_data(folder: Path, data: Data) -> list[Path]:
     """A grid of training images, three or more of every class, and the number of images of every class."""
     _make(folder)

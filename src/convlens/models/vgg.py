@@ -17,8 +17,8 @@ def vgg(
     convs: int = 2,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """For every width: `convs` times (3 x 3 convolution, batch norm, ReLU), then max pool 2; global average pool and
-    one linear layer. 288,170 parameters as it stands on gray digits.
+    """A small VGG. For every width: `convs` times (3 x 3 convolution, batch norm, ReLU), then max pool 2; at the end
+    global average pool and one linear layer. 288,170 parameters as it stands on gray digits.
     """
     layers: list[nn.Module] = []
     into = channels
