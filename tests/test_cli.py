@@ -231,3 +231,42 @@ def test_one_epoch_on_the_whole_of_mnist(convlens, tmp_path) -> None:
     printed = json.loads(result.stdout)
     assert set(printed) == {"run", "epochs", "test", "seconds"}
     assert printed["test"]["accuracy"] > 0.97
+
+
+def test_a_network_of_ones_own_from_the_folder_one_is_in(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\ndef net(channels, classes, size):\n"
+        "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(),\n"
+        "                         nn.Linear(4 * (size[0] - 2) * (size[1] - 2), classes))\n"
+    )
+    command = [str(Path(sys.executable).with_name("convlens"))]  # the installed program: its sys.path has no cwd
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    result = call("train", "mnist-5k", "-m", "mine:net", "--lr", "0.01", *SMALL, "--no-plots")
+    assert result.returncode == 0, result.stderr
+    assert "-m mine:net" in result.stderr  # in the commands that it says to type next
+    run = "runs/mnist-5k-net-1"
+    assert "if you trust that code, name it: -m mine:net" in sentence(call("evaluate", run), 2)
+    assert call("evaluate", run, "-m", "mine:net").returncode == 0
+
+
+def test_a_changed_weight_is_noticed(trained, convlens, tmp_path) -> None:
+    import shutil
+
+    import safetensors.torch
+
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    file = path / "model.safetensors"
+    with safetensors.safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load(file.read_bytes())
+    tensors["model.network.features.0.weight"][0] += 1
+    file.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
+    assert "golden logits" in sentence(convlens("evaluate", path), 3)
+
+
+def test_version(convlens) -> None:
+    assert convlens("--version").stdout == f"convlens {api.__version__}\n"

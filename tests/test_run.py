@@ -1,0 +1,180 @@
+"""The run folder through the API: what is stored is what counts, and nothing is lost or mixed up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from convlens import Recipe, Run, UserError, build, fit, load
+from convlens.evaluation import evaluate
+from convlens.recipe import LossConfig, ModelConfig
+from convlens.run import advance, finish, kept_model, only_one, start
+from convlens.session import recipe_from
+
+RECIPE = Recipe(
+    epochs=3, batch_size=64, model=ModelConfig("vgg", args={"widths": [8, 16], "convs": 1}), device="cpu", seed=5
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("mnist-5k", RECIPE, limit=400)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Run:
+    return fit(RECIPE, data, tmp_path_factory.mktemp("runs"))
+
+
+def begun(data, out: Path) -> Run:
+    """A run that stands after its first epoch."""
+    run = start(RECIPE, data, out)
+    next(advance(run, data))
+    return run
+
+
+def test_a_run_loads_its_own_data_again_also_a_limited_one(finished: Run, data) -> None:
+    again = finished.load_data()
+    for mine, theirs in ((again.train, data.train), (again.val, data.val), (again.test, data.test)):
+        assert torch.equal(mine.images, theirs.images)
+        assert torch.equal(mine.index, theirs.index)
+    assert (again.limit, again.sha256) == (400, data.sha256)
+
+
+def test_the_stored_split_counts_and_not_the_recipes_seed(data, tmp_path) -> None:
+    other = replace(RECIPE, seed=77)
+    run = start(other, data, tmp_path)  # held out with seed 5, trained with 77
+    assert torch.equal(run.load_data().val.index, data.val.index)
+    assert not torch.equal(load("mnist-5k", other, limit=400).val.index, data.val.index)
+
+
+def test_a_damaged_split_or_environment_is_said(finished: Run, tmp_path) -> None:
+    for name, text in (("split.csv", "index,split\n1,train\n"), ("environment.json", "{}"), ("environment.json", "{")):
+        copy = tmp_path / f"{name}{len(text)}"
+        copy.mkdir()
+        for file in ("recipe.toml", "environment.json", "split.csv"):
+            (copy / file).write_bytes((finished.path / file).read_bytes())
+        (copy / name).write_text(text)
+        with pytest.raises(UserError, match="damaged"):
+            Run.open(copy).load_data()
+
+
+def test_the_kept_weights_are_those_of_the_best_validation_loss(finished: Run, data) -> None:
+    losses = [row["val_loss"] for row in finished.history]
+    best = min(range(3), key=losses.__getitem__)
+    model, epoch = kept_model(finished, data)
+    assert epoch == best + 1 == finished.metrics["epoch"]
+    assert evaluate(model, data.val).loss == pytest.approx(losses[best], abs=1e-6)
+    assert evaluate(finished.model_file().model, data.test).accuracy == finished.metrics["test"]["accuracy"]
+
+
+def test_the_validation_loss_is_the_recipes_own(data, tmp_path) -> None:
+    run = fit(replace(RECIPE, epochs=1, loss=LossConfig("mse")), data, tmp_path)
+    model, _ = kept_model(run, data)
+    model.eval()
+    with torch.no_grad():
+        wrong = model(data.val.images).softmax(1) - torch.eye(10)[data.val.labels]
+    assert run.history[0]["val_loss"] == pytest.approx(wrong.square().mean().item(), abs=1e-6)
+
+
+def test_a_second_process_may_not_train_the_same_run(data, tmp_path) -> None:
+    run = begun(data, tmp_path)
+    with only_one(run):
+        code = (
+            "import sys; from convlens import Run; from convlens.run import only_one\n"
+            "with only_one(Run.open(sys.argv[1])): pass"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False
+        )
+        assert "is being trained by another process" in result.stderr
+    with only_one(run):
+        pass
+
+
+def test_without_its_checkpoint_a_run_does_not_start_over(data, tmp_path) -> None:
+    run = begun(data, tmp_path)
+    before = (run.path / "history.jsonl").read_text()
+    run.last.unlink()
+    with pytest.raises(UserError, match="cannot be taken up"):
+        next(advance(run, data))
+    assert (run.path / "history.jsonl").read_text() == before
+
+
+def test_a_changed_batch_size_is_said(data, tmp_path) -> None:
+    run = begun(data, tmp_path)
+    (run.path / "recipe.toml").write_text(replace(RECIPE, batch_size=32).to_toml())
+    with pytest.raises(UserError, match=r"put the run's recipe.toml back"):
+        next(advance(run, data))
+
+
+def test_a_run_can_be_finished_early(data, tmp_path) -> None:
+    run = begun(data, tmp_path)
+    finish(run, data, plots=False)
+    assert (run.metrics["epochs"], run.finished) == (1, True)
+    with pytest.raises(UserError, match="no epoch yet"):
+        finish(start(RECIPE, data, tmp_path), data)
+
+
+def test_a_loss_that_overflows_in_the_last_step_fails_and_can_be_read(data, tmp_path) -> None:
+    recipe = RECIPE.override({"optim.lr": 1e30, "epochs": 1, "batch_size": 1000})
+    run = start(recipe, data, tmp_path)
+    with pytest.raises(UserError, match="overflowed") as caught:
+        list(advance(run, data))
+    assert caught.value.exit_code == 1
+    assert run.history == []
+
+
+def test_seconds_count_both_sides_of_an_interruption(data, tmp_path) -> None:
+    run, stop = start(RECIPE, data, tmp_path), threading.Event()
+
+    def two_steps(batches, position):
+        for batch in batches:
+            if position.step == 1:
+                stop.set()
+            yield batch
+
+    assert list(advance(run, data, stop, two_steps)) == []
+    notes = json.loads(_metadata(run.last)["notes"])
+    assert notes["step"] == 2
+    assert notes["seconds"] > 0
+    (row, *_) = list(advance(run, data))
+    assert row["seconds"] > notes["seconds"]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import safetensors
+
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_runs_number_themselves_and_refuse_a_taken_name(data, tmp_path) -> None:
+    assert [start(RECIPE, data, tmp_path).path.name for _ in range(2)] == ["mnist-5k-vgg-1", "mnist-5k-vgg-2"]
+    start(RECIPE, data, tmp_path, "mine")
+    with pytest.raises(UserError, match="never overwritten"):
+        start(RECIPE, data, tmp_path, "mine")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_dollar_in_a_class_name_is_no_formula(data, tmp_path) -> None:
+    odd = replace(data, classes=("$1_", "$2^$", *data.classes[2:]))
+    run = fit(replace(RECIPE, epochs=1), odd, tmp_path)
+    assert (run.path / "plots" / "confusion.png").exists()
+
+
+def test_flags_that_change_the_network_or_the_optimizer_change_what_belongs_to_it() -> None:
+    assert recipe_from("quick", {}, ()).model.args == {"widths": [16, 32, 64], "convs": 1}
+    assert recipe_from("quick", {"model.name": "vgg"}, ()).model.args == {}
+    assert recipe_from("quick", {}, ("model.name=lenet5", "model.args.norm=batch")).model.args == {"norm": "batch"}
+    assert recipe_from("quick", {"optim.name": "adamw"}, ()).optim.lr == 1e-3
+    assert recipe_from("quick", {"optim.name": "adamw", "optim.lr": 0.5}, ()).optim.lr == 0.5
+    assert recipe_from("lenet5-mnist", {"epochs": 2}, ()).note == "lenet5-mnist with epochs = 2"
+    assert build("lenet5", channels=1, classes=10, size=(28, 28), args={"norm": "batch"})
