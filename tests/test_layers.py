@@ -13,7 +13,7 @@ LAYERS = [
     ["recipe", "recipes", "datasets", "images", "readers"],
     ["augment", "data", "models", "optim"],
     ["training", "evaluation", "checkpoint", "modelfile", "explain", "summary"],
-    ["plots", "gallery", "run"],
+    ["plots", "gallery", "run", "fitting"],
     ["predict"],
     ["console", "session", "flags", "cli", "__main__"],
 ]

@@ -14,8 +14,9 @@ import torch
 
 from convlens import Recipe, Run, UserError, build, fit, load
 from convlens.evaluation import evaluate
+from convlens.fitting import advance, finish, kept_model
 from convlens.recipe import LossConfig, ModelConfig
-from convlens.run import advance, finish, kept_model, only_one, start
+from convlens.run import only_one, start
 from convlens.session import recipe_from
 
 RECIPE = Recipe(

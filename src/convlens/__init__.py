@@ -28,7 +28,7 @@ _HOME = {
     "capture": "explain",
     "evaluate": "evaluation",
     "feature_maps": "explain",
-    "fit": "run",
+    "fit": "fitting",
     "load": "data",
     "make_model": "run",
     "summarize": "summary",

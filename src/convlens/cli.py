@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -366,7 +365,7 @@ def predict(
     """Classify pictures. A picture that cannot be read becomes a row with its reason."""
     from .console import err
     from .files import write_whole
-    from .predict import Predictor, pictures_in
+    from .predict import Predictor, pictures_in, to_csv
 
     if output and output.suffix not in (".csv", ".json"):
         raise unknown("ending of the output", output.suffix, (".csv", ".json"))
@@ -380,15 +379,7 @@ def predict(
     if as_json or (output and output.suffix == ".json"):
         text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n"
     else:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        ranks = range(2, min(top, len(predictor.file.classes)) + 1)
-        names = ["label", "probability", *(name for i in ranks for name in (f"label_{i}", f"probability_{i}"))]
-        writer.writerow(["file", *names, "error"])
-        for row in rows:
-            cells = [cell for label, p in row.top for cell in (label, f"{p:.6f}")] or [""] * len(names)
-            writer.writerow([row.file, *cells, row.error])
-        text = buffer.getvalue()
+        text = to_csv(rows, min(top, len(predictor.file.classes)))
     if output:
         write_whole(output, text.encode(errors="backslashreplace"))
     else:

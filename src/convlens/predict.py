@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,19 @@ class Predictor:
             best = next(rows).topk(min(top, len(self.file.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(name, tuple((self.file.classes[i], p) for i, p in pairs))
+
+
+def to_csv(predictions: Iterable[Prediction], top: int) -> str:
+    """A line a file: label, probability, and as many pairs more as `top` asks for; then what is wrong with the file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ["label", "probability"]
+    names += [name for rank in range(2, top + 1) for name in (f"label_{rank}", f"probability_{rank}")]
+    writer.writerow(["file", *names, "error"])
+    for prediction in predictions:
+        cells = [cell for label, p in prediction.top for cell in (label, f"{p:.6f}")] or [""] * len(names)
+        writer.writerow([prediction.file, *cells, prediction.error])
+    return text.getvalue()
 
 
 def pictures_in(paths: Iterable[str | Path]) -> Iterator[Path]:

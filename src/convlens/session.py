@@ -15,9 +15,10 @@ from typing import Any
 
 from .console import duration, epoch_line, err, table, watcher
 from .data import Data
+from .fitting import advance, finish
 from .recipe import Recipe, parse_setting
 from .recipes import get_recipe
-from .run import Run, advance, finish
+from .run import Run
 
 # A learning rate belongs to its optimizer: what is usual for SGD makes Adam diverge.
 USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4}
@@ -49,8 +50,6 @@ def train_to_the_end(
     own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named
     held = f", {len(data.val):,} held out" if data.val else ""
     err.print(f"{data.name}: {len(data.train):,} training images{held}, {len(data.test):,} test images -> {run.path}")
-    if recipe.augment.flip and not data.flip_ok:
-        err.print(f"augment.flip is left out: a mirrored image of {data.name} is another sign")
     with _stopping() as (stop, caught):
         for row in () if no_more else advance(run, data, stop, watcher(recipe), device):
             err.print(epoch_line(row, recipe.epochs))

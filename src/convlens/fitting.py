@@ -1,0 +1,192 @@
+"""fit(): start a run, advance it epoch by epoch, finish it. A resumed run takes the same last two steps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data import Data, Split
+from .device import pick_device
+from .errors import FAILED, UserError
+from .evaluation import Metrics, logits_of, metrics_of
+from .files import write_json, write_whole
+from .modelfile import ModelFile, save_model
+from .optim import objective
+from .recipe import LossConfig, Recipe
+from .run import Run, make_model, only_one, start
+from .training import Position, train
+
+Watch = Callable[[Iterable[tuple[Tensor, Tensor]], Position], Iterable[tuple[Tensor, Tensor]]]
+GOLDEN = 8  # test images whose logits go into the model file
+
+
+def fit(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None = None) -> Run:
+    """Train, keep the best epoch, look at the test set once, save everything; the run folder is returned."""
+    run = start(recipe, data, out, name)
+    for _ in advance(run, data):
+        pass
+    finish(run, data)
+    return run
+
+
+def advance(
+    run: Run,
+    data: Data,
+    stop: threading.Event | None = None,
+    watch: Watch | None = None,
+    device: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Train from where the run stands to its end, yielding a history row for every epoch done; all is saved before the
+    row is yielded. `stop` saves in the middle of an epoch and ends; see `train` for it and for `watch`. `device` wins
+    over the recipe's.
+
+    Raises:
+        UserError: the checkpoint is damaged or missing, another process trains the run, the disk refused, or the loss
+            is not finite.
+    """
+    with only_one(run):
+        yield from _advance(run, data, stop, watch, device)
+
+
+def _advance(
+    run: Run, data: Data, stop: threading.Event | None, watch: Watch | None, device: str | None
+) -> Iterator[dict[str, Any]]:
+    recipe = run.recipe if device is None else replace(run.recipe, device=device)
+    data = data.to(pick_device(recipe.device))
+    model = make_model(recipe, data)
+    saved = checkpoint.read(run.last)
+    if saved is None and run.history:
+        raise UserError(f"{run.last} is missing, so the run cannot be taken up where it stood; start a new one", FAILED)
+    notes: dict[str, Any] = saved.notes if saved else {"history": [], "best": None, "ended": False}
+    history: list[dict[str, Any]] = notes["history"]
+    _write_history(run, history)
+    if notes["ended"]:
+        return
+
+    def resume(position: Position) -> None:
+        if saved:
+            checkpoint.restore(saved, model, position)
+
+    for epoch in train(model, data, recipe, resume, stop, watch):
+        if epoch.complete:
+            row = {"epoch": epoch.index, "train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
+            if data.val:
+                row |= _look(model, data.val, recipe, "val")
+                if notes["best"] is None or row["val_loss"] < notes["best"]["val_loss"]:
+                    notes["best"] = {"epoch": epoch.index, "val_loss": row["val_loss"]}
+                    checkpoint.save(run.best, model, None, notes["best"])
+            if recipe.data.test_each_epoch:
+                row |= _look(model, data.test, recipe, "test")
+            row |= {"lr": epoch.lr, "seconds": epoch.seconds, "images_per_second": epoch.images / epoch.seconds}
+            history.append(row)
+            best = notes["best"]["epoch"] if notes["best"] else epoch.index
+            tired = recipe.patience > 0 and epoch.index - best >= recipe.patience
+            notes["ended"] = tired or epoch.index == recipe.epochs
+        checkpoint.save(run.last, model, epoch.position, notes)
+        if epoch.complete:
+            _write_history(run, history)
+            yield row
+        if notes["ended"]:
+            return
+
+
+def finish(run: Run, data: Data, plots: bool = True) -> Metrics:
+    """Look at the test set with the kept weights (the best epoch's, or the last one's where nothing was held out) and
+    write metrics, predictions, the model file and the plots."""
+    with only_one(run):
+        return _finish(run, data, plots)
+
+
+def _finish(run: Run, data: Data, plots: bool) -> Metrics:
+    recipe = run.recipe
+    model, epoch = kept_model(run, data)
+    logits = logits_of(model, data.test)
+    test = metrics_of(logits, data.test.labels.cpu(), data.classes)
+    _require_finite(test.loss, f"the test loss of the weights of epoch {epoch}")
+    history = run.history
+    measured = {
+        "epoch": epoch,
+        "epochs": len(history),
+        "train_seconds": sum(row["seconds"] for row in history),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "test": test.to_dict(),
+    }
+    golden = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
+    images = data.test.images[golden].cpu()
+    with torch.inference_mode():
+        golden_logits = model.cpu().eval()(images)
+    file = ModelFile(
+        model=model,
+        name=recipe.model.name,
+        args=recipe.model.args,
+        input=data.input,
+        classes=data.classes,
+        recipe=recipe.to_dict(),
+        metrics={"test_accuracy": test.accuracy, "test_loss": test.loss, "images": test.images},
+        golden_images=images,
+        golden_logits=golden_logits,
+    )
+    save_model(run.path / "model.safetensors", file)
+    write_whole(run.path / "predictions.csv", _predictions_csv(data, logits))
+    write_json(run.path / "metrics.json", measured)  # it is what says that the run is finished
+    if plots:
+        from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
+
+        draw_run(run.path / "plots", model, data, history, logits, test)
+    return test
+
+
+def kept_model(run: Run, data: Data) -> tuple[nn.Module, int]:
+    """The model with the weights that count, and the epoch they are of. Raises UserError before the first epoch."""
+    recipe = run.recipe
+    model = make_model(recipe, data)
+    kept = checkpoint.read(run.best if data.val else run.last)
+    if kept is None:
+        if recipe.epochs == 0:
+            return model, 0
+        raise UserError(f"the run {run.path} has no epoch yet; go on with: convlens train --resume {run.path}")
+    model.load_state_dict(checkpoint.weights(kept))
+    return model, kept.notes["epoch"] if data.val else len(kept.notes["history"])
+
+
+def _look(model: nn.Module, split: Split, recipe: Recipe, prefix: str) -> dict[str, float]:
+    """Loss and accuracy on a split: the recipe's own loss, so that it lies on the same axis as the training's, but
+    without label smoothing and penalties, which are means of training and no part of the result."""
+    logits, labels = logits_of(model, split), split.labels.cpu()
+    loss = objective(model, LossConfig(recipe.loss.name))(logits, labels).item()
+    _require_finite(loss, f"the loss on the {prefix} split")
+    return {f"{prefix}_loss": loss, f"{prefix}_accuracy": (logits.argmax(1) == labels).double().mean().item()}
+
+
+def _require_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"{what} is {loss}: the last step of training overflowed; try a smaller learning rate", FAILED)
+
+
+def _write_history(run: Run, history: list[dict[str, Any]]) -> None:
+    write_whole(run.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+
+def _predictions_csv(data: Data, logits: Tensor) -> str:
+    """A line a test image: its place, the truth, what it was taken for, and every class's probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "predicted", "correct", *(f"p_{name}" for name in data.classes)])
+    probabilities = logits.softmax(1)
+    indices, labels = data.test.index.tolist(), data.test.labels.tolist()
+    for i, label, row in zip(indices, labels, probabilities.tolist(), strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        name, truth = data.classes[best], data.classes[label]
+        writer.writerow([i, truth, name, int(best == label), *(f"{p:.6f}" for p in row)])
+    return text.getvalue()
