@@ -3,7 +3,6 @@
 import gzip
 import random
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from sklearn.model_selection import train_test_split
 
 from convlens.data import Split, batches, hold_out, load, steps_per_epoch
 from convlens.datasets import DATASETS, MNIST, get_spec
-from convlens.errors import USAGE, UserError
 from convlens.images import InputSpec
 from convlens.recipe import AugmentConfig, Recipe
+from refusals import refused
 
 SPEC = replace(MNIST, counts=(60, 20), size=(5, 4))
 NONE = AugmentConfig()
@@ -27,17 +26,6 @@ ALL = AugmentConfig(flip=True, shift=2, cutout=3)
 def _no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVLENS_DATA", raising=False)
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    """It raises UserError with one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.value.exit_code == USAGE
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 # hold_out -------------------------------------------------------------------------------------------------------

@@ -3,15 +3,15 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from convlens.errors import USAGE, UserError
+from convlens.errors import UserError
 from convlens.images import MAX_PIXELS, InputSpec, open_picture, preprocess
+from refusals import refused
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)  # 8 high, 12 wide
@@ -27,17 +27,6 @@ def encode(picture: Image.Image, kind: str = "PNG", **settings: object) -> bytes
 
 def chw(pixels: np.ndarray) -> np.ndarray:
     return pixels.transpose(2, 0, 1)
-
-
-def refused(call: Callable[[], object], *words: str | Path) -> None:
-    """It raises UserError with one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.value.exit_code == USAGE
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from convlens.datasets import CIFAR10, CIFAR100, MNIST, MNIST_5K, DatasetSpec
-from convlens.errors import USAGE, UserError
+from convlens.errors import UserError
 from convlens.readers import find, read, read_idx, roots
+from refusals import refused
 
 SMALL_IDX = replace(MNIST, counts=(30, 20), size=(5, 4))
 SMALL_CIFAR10 = replace(CIFAR10, counts=(15, 4))
@@ -61,17 +62,6 @@ def same(got: Arrays, wanted: Arrays) -> None:
         assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
         np.testing.assert_array_equal(images, wanted_images)
         np.testing.assert_array_equal(labels, wanted_labels)
-
-
-def refused(call: Callable[[], object], *words: str | Path) -> None:
-    """It raises UserError with one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.value.exit_code == USAGE
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 # idx ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convlens.errors import USAGE, UserError, nearest, unknown
+from convlens.errors import USAGE, nearest, unknown
 from convlens.recipe import (
     AugmentConfig,
     DataConfig,
@@ -21,17 +21,7 @@ from convlens.recipe import (
     parse_setting,
 )
 from convlens.recipes import RECIPES, get_recipe
-
-
-def refused(call: Callable[[], object], *words: str | Path) -> None:
-    """It raises UserError with one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.value.exit_code == USAGE
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
+from refusals import refused
 
 
 def test_frozen() -> None:

@@ -1,0 +1,21 @@
+"""What a refusal must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from convlens.errors import USAGE, UserError
+
+
+def refused(call: Callable[[], object], *words: str | Path) -> None:
+    """`call` raises UserError with exit code 2 and one line that has all `words` in it."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.value.exit_code == USAGE
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
