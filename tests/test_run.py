@@ -179,3 +179,12 @@ def test_flags_that_change_the_network_or_the_optimizer_change_what_belongs_to_i
     assert recipe_from("quick", {"optim.name": "adamw", "optim.lr": 0.5}, ()).optim.lr == 0.5
     assert recipe_from("lenet5-mnist", {"epochs": 2}, ()).note == "lenet5-mnist with epochs = 2"
     assert build("lenet5", channels=1, classes=10, size=(28, 28), args={"norm": "batch"})
+
+
+def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> None:
+    run = begun(data, tmp_path)
+    (run.path / "recipe.toml").write_text(replace(RECIPE, device="cuda:99").to_toml())
+    with pytest.raises(UserError, match="cuda:99"):
+        list(advance(run, data))
+    assert len(list(advance(run, data, device="cpu"))) == 2
+    assert finish(run, data, plots=False, device="cpu").images == len(data.test)

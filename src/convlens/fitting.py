@@ -101,16 +101,16 @@ def _advance(
             return
 
 
-def finish(run: Run, data: Data, plots: bool = True) -> Metrics:
+def finish(run: Run, data: Data, plots: bool = True, device: str | None = None) -> Metrics:
     """Look at the test set with the kept weights (the best epoch's, or the last one's where nothing was held out) and
-    write metrics, predictions, the model file and the plots."""
+    write metrics, predictions, the model file and the plots. `device` wins over the recipe's."""
     with only_one(run):
-        return _finish(run, data, plots)
+        return _finish(run, data, plots, device)
 
 
-def _finish(run: Run, data: Data, plots: bool) -> Metrics:
+def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
     recipe = run.recipe
-    model, epoch = kept_model(run, data)
+    model, epoch = kept_model(run, data, device)
     logits = logits_of(model, data.test)
     test = metrics_of(logits, data.test.labels.cpu(), data.classes)
     _require_finite(test.loss, f"the test loss of the weights of epoch {epoch}")
@@ -147,9 +147,9 @@ def _finish(run: Run, data: Data, plots: bool) -> Metrics:
     return test
 
 
-def kept_model(run: Run, data: Data) -> tuple[nn.Module, int]:
+def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:
     """The model with the weights that count, and the epoch they are of. Raises UserError before the first epoch."""
-    recipe = run.recipe
+    recipe = run.recipe if device is None else replace(run.recipe, device=device)
     model = make_model(recipe, data)
     kept = checkpoint.read(run.best if data.val else run.last)
     if kept is None:

@@ -34,7 +34,7 @@ def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Re
     if "model.name" in given:
         base = replace(base, model=replace(base.model, args={}))  # the arguments were those of the recipe's network
     if given.get("optim.name", base.optim.name) != base.optim.name:
-        given.setdefault("optim.lr", USUAL_LR.get(given["optim.name"], base.optim.lr))
+        given.setdefault("optim.lr", USUAL_LR.get(str(given["optim.name"]), base.optim.lr))
     changes = ", ".join(f"{key} = {value}" for key, value in given.items())
     return replace(base.override(given), note=f"{base.name} with {changes}")
 
@@ -56,7 +56,7 @@ def train_to_the_end(
         if stop.is_set() and not run.ended:
             err.print(f"interrupted; all is saved. Go on with: convlens train --resume {path}{own}")
             sys.exit(128 + caught[0])
-        metrics = finish(run, data, plots)
+        metrics = finish(run, data, plots, device)
     seconds, history = time.perf_counter() - begun, run.history
     if history:
         err.print(_history_table(history))
