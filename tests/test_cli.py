@@ -270,3 +270,11 @@ def test_a_changed_weight_is_noticed(trained, convlens, tmp_path) -> None:
 
 def test_version(convlens) -> None:
     assert convlens("--version").stdout == f"convlens {api.__version__}\n"
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_first_articles_figure(convlens, tmp_path) -> None:
+    result = convlens("train", "mnist", "--recipe", "lenet5-mnist", "--json", "--out", tmp_path, "--no-plots")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["test"]["accuracy"] > 0.983  # about 98.5 %, less what one seed may differ
