@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from convlens import RECIPES, Split, evaluate, load, make_model, train
+from convlens.recipe import parse_setting
 
 
 def through_jpeg(split: Split) -> Split:
@@ -35,8 +36,8 @@ def through_jpeg(split: Split) -> Split:
     return replace(split, images=torch.from_numpy(decoded).roll((-5, -5), (1, 2)).permute(0, 3, 1, 2).contiguous())
 
 
-def run(name: str, seed: int, data_dir: str, jpeg_again: bool) -> dict[str, object]:
-    recipe = replace(RECIPES[name], seed=seed)
+def run(name: str, seed: int, data_dir: str, jpeg_again: bool, settings: list[str]) -> dict[str, object]:
+    recipe = RECIPES[name].override({"seed": seed, **dict(parse_setting(text) for text in settings)})
     data = load("cifar10" if "cifar" in name else "mnist", recipe, data_dir)
     if jpeg_again:
         data = replace(data, train=through_jpeg(data.train), test=through_jpeg(data.test))
@@ -72,12 +73,13 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--jpeg-again", action="store_true")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("articles.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.recipes:
         for seed in options.seeds:
-            result = run(name, seed, options.data_dir, options.jpeg_again)
+            result = run(name, seed, options.data_dir, options.jpeg_again, options.settings)
             with options.out.open("a") as lines:
                 lines.write(json.dumps(result) + "\n")
 
