@@ -61,6 +61,7 @@ def run(name: str, seed: int, data_dir: str, jpeg_again: bool, settings: list[st
         "recipe": name,
         "seed": seed,
         "jpeg_again": jpeg_again,
+        "settings": settings,
         "threads": torch.get_num_threads(),
         "epochs": epochs,
     }
