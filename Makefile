@@ -9,7 +9,7 @@ demo: .venv/.sample
 	$(BIN)/convlens train mnist-5k --epochs 12
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

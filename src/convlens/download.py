@@ -45,8 +45,6 @@ def download(name: str, sha256: str, mirrors: Sequence[str], folder: Path) -> Pa
         except OSError as error:
             if _is_disk(error):
                 raise disk_error(error, target) from error
-            if (response := getattr(error, "response", None)) is not None:
-                response.close()  # pooch leaves it open where the server answered with an error
             troubles.append((mirror, error))
         except ValueError as error:  # pooch: the hash does not match
             troubles.append((mirror, error))
@@ -68,9 +66,14 @@ def _fetch(url: str, output_file: str, pooch_object: Any) -> None:
         bundle = os.environ.get("SSL_CERT_FILE")  # requests itself only knows REQUESTS_CA_BUNDLE
         if bundle and not Path(bundle).exists():
             raise UserError(f"SSL_CERT_FILE names {bundle}, which does not exist; correct it or unset it")
-        pooch.HTTPDownloader(progressbar=_Bar(bar, task), timeout=30, verify=bundle or True)(
-            url, output_file, pooch_object
-        )
+        opened: list[Any] = []  # pooch leaves a response open where the server says no or the disk is full
+        hooks = {"response": lambda response, *_, **__: opened.append(response)}
+        fetch = pooch.HTTPDownloader(progressbar=_Bar(bar, task), timeout=30, verify=bundle or True, hooks=hooks)
+        try:
+            fetch(url, output_file, pooch_object)
+        finally:
+            for response in opened:
+                response.close()
     with Path(output_file).open("rb") as file:
         start = file.read(256)
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
