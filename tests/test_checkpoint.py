@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convlens import Data, InputSpec, Split, build, checkpoint, train
 from convlens.errors import UserError
 from convlens.recipe import AugmentConfig, OptimConfig, Recipe
 from convlens.training import Position
+from interruptions import stop_after
 
 STEPS = 5  # of an epoch: 38 images in eights, the last six of them alone
 
@@ -42,19 +41,6 @@ def make_model() -> nn.Module:
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     assert not convolution.weight.is_contiguous()
     return model
-
-
-def stop_after(stop: threading.Event, count: int) -> Any:
-    """A watch that sets `stop` while the step with this number, counted from 1, is under way."""
-    done = itertools.count(1)
-
-    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in todo:
-            if next(done) == count:
-                stop.set()
-            yield batch
-
-    return watch
 
 
 def run_in_parts(recipe: Recipe, data: Data, path: Path, parts: list[int]) -> tuple[nn.Module, list[tuple], Position]:

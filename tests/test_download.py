@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,9 +23,10 @@ import trustme
 from convlens.data import load
 from convlens.datasets import MNIST
 from convlens.download import cache_folder, download
-from convlens.errors import FAILED, USAGE, UserError
+from convlens.errors import FAILED, USAGE
 from convlens.files import disk_error, write_json, write_whole
 from convlens.recipe import Recipe
+from refusals import refused
 
 BODY = np.random.default_rng(0).bytes(200_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -137,16 +139,7 @@ def forbidden() -> Iterator[Path]:
             folder.chmod(0o755)
 
 
-def failed(call: Callable[[], object], *words: str | Path, exit_code: int = FAILED) -> str:
-    """It raises UserError with one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert caught.value.exit_code == exit_code
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
-    return message
+failed = partial(refused, exit_code=FAILED)
 
 
 def nothing_left(folder: Path) -> None:

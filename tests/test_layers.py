@@ -12,7 +12,7 @@ LAYERS = [
     ["errors", "files", "device", "download"],
     ["recipe", "recipes", "datasets", "images", "readers"],
     ["augment", "data", "models", "optim"],
-    ["training", "evaluation", "checkpoint", "modelfile", "explain", "summary"],
+    ["training", "tensors", "evaluation", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
     ["predict"],
     ["console", "session", "flags", "cli", "__main__"],

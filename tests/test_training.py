@@ -19,6 +19,7 @@ from convlens.data import batches
 from convlens.errors import UserError
 from convlens.recipe import AugmentConfig, LossConfig, OptimConfig, Recipe
 from convlens.training import CHECK_EVERY, Position
+from interruptions import stop_after
 
 
 def make_data(count: int = 46, flip_ok: bool = True) -> Data:
@@ -201,19 +202,6 @@ def test_breaking_the_loop_stops() -> None:
     whole = make_model()
     list(train(whole, data, recipe))
     assert not torch.equal(weights(broken), weights(whole))
-
-
-def stop_after(stop: threading.Event, count: int) -> Any:
-    """A watch that sets `stop` while the step with this number, counted from 1, is under way."""
-    done = itertools.count(1)
-
-    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in todo:
-            if next(done) == count:
-                stop.set()
-            yield batch
-
-    return watch
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from .errors import FAILED, UserError
-from .files import write_whole
+from .tensors import model_tensors, read_metadata, read_tensors, state_dict, write_tensors
 from .training import Position
 
 
@@ -34,7 +33,7 @@ def save(path: Path, model: nn.Module, position: Position | None, notes: dict[st
     Raises:
         UserError: the disk refused; the older checkpoint is whole.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = model_tensors(model)
     if position:
         notes = {**notes, "epoch": position.epoch, "step": position.step, "seconds": position.seconds}
         tensors |= {"losses": position.losses, "correct": position.correct, "random": position.random}
@@ -42,9 +41,7 @@ def save(path: Path, model: nn.Module, position: Position | None, notes: dict[st
             for name, value in state.items():
                 if value is not None:  # SGD without momentum keeps an empty place for it
                     tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    # contiguous: safetensors knows one layout; clone: a model may hold the same tensor under two names
-    flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_whole(path, safetensors.torch.save(flat, metadata={"notes": json.dumps(notes)}))
+    write_tensors(path, tensors, {"notes": json.dumps(notes)})
 
 
 def read(path: Path) -> Checkpoint | None:
@@ -52,10 +49,7 @@ def read(path: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            # clone: else they lie in the mapped file, which Windows would not let the next checkpoint replace
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-            return Checkpoint(tensors, json.loads(file.metadata()["notes"]))
+        return Checkpoint(read_tensors(path), json.loads(read_metadata(path)["notes"]))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the checkpoint {path} is damaged ({error}); the run cannot be taken up from it", FAILED
@@ -64,7 +58,7 @@ def read(path: Path) -> Checkpoint | None:
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The model's state dict in a checkpoint."""
-    return {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
+    return state_dict(checkpoint.tensors)
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, position: Position) -> None:

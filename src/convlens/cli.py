@@ -33,11 +33,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     sys.path.append(str(Path.cwd()))  # so that -m my_file:network finds the file beside one
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a file name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
@@ -328,7 +326,7 @@ def explain(
 
     opened = Run.open(run)
     file = opened.model_file(model)
-    data, used = None, set[str]()
+    predictor, data, used = Predictor(file), None, set[str]()
     for given in images:
         split, _, number = given.partition(":")
         if split in ("train", "val", "test") and number.isdecimal():
@@ -343,7 +341,7 @@ def explain(
         while name in used:  # two folders may each have a 1.png
             name += "-again"
         used.add(name)
-        probabilities = Predictor(file).probabilities(image[None])[0]
+        probabilities = predictor.probabilities(image[None])[0]
         best = int(probabilities.argmax())
         caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
         print(f"{given}: {caption}")

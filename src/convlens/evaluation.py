@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +44,25 @@ class Metrics:
         return dataclasses.asdict(self)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the `with` the model is in evaluation mode; afterwards in the one it was in, also after an error."""
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
 def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
     """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
 
     A split of its own device is moved to the model's batch by batch.
     """
     device = next(model.parameters()).device
-    mode = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            parts = [model(images.to(device)).float().cpu() for images in split.images.split(batch_size)]
-    finally:
-        model.train(mode)
-    return torch.cat(parts)
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model(images.to(device)).float().cpu() for images in split.images.split(batch_size)])
 
 
 def evaluate(model: nn.Module, split: Split, classes: tuple[str, ...] | None = None) -> Metrics:

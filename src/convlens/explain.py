@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
+from .evaluation import evaluating
 from .models.sizes import WINDOWED, formula, windows
 
 
@@ -80,13 +81,8 @@ def feature_maps(model: nn.Module, image: Tensor, convolutions_only: bool = Fals
 
 def logits_of_image(model: nn.Module, image: Tensor) -> Tensor:
     """Logits (K,) of one image (C, H, W), in evaluation mode and without gradients; the model's mode is put back."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(image[None].to(next(model.parameters()).device))[0].float().cpu()
-    finally:
-        model.train(mode)
+    with evaluating(model), torch.no_grad():
+        return model(image[None].to(next(model.parameters()).device))[0].float().cpu()
 
 
 def first_filters(model: nn.Module) -> tuple[str, Tensor]:

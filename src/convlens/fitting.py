@@ -7,7 +7,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from .modelfile import ModelFile, save_model
 from .optim import objective
 from .recipe import LossConfig, Recipe
 from .run import Run, make_model, only_one, start
-from .training import Position, train
+from .training import Position, Watch, train
 
-Watch = Callable[[Iterable[tuple[Tensor, Tensor]], Position], Iterable[tuple[Tensor, Tensor]]]
 GOLDEN = 8  # test images whose logits go into the model file
 
 

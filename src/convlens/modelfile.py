@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .files import write_whole
 from .images import InputSpec
 from .models import build
+from .tensors import model_tensors, read_metadata, read_tensors, state_dict, write_tensors
 
 FORMAT = 1
 
@@ -48,11 +47,9 @@ def save_model(path: Path, file: ModelFile) -> None:
         "recipe": file.recipe,
         "metrics": file.metrics,
     }
-    tensors = {f"model.{k}": v for k, v in file.model.state_dict().items()}
-    tensors |= {"golden.images": file.golden_images, "golden.logits": file.golden_logits}
-    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    golden = {"golden.images": file.golden_images, "golden.logits": file.golden_logits}
     metadata = {"format": "convlens", "version": str(FORMAT), "config": json.dumps(config, ensure_ascii=False)}
-    write_whole(path, safetensors.torch.save(flat, metadata=metadata))
+    write_tensors(path, model_tensors(file.model) | golden, metadata)
 
 
 def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
@@ -65,17 +62,13 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
         UserError: no such file, not a model file, a newer format, or a builder that was not named.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "convlens":
-                raise UserError(f"{path} is a safetensors file, but not a ConvLens model file")
-            if int(metadata["version"]) > FORMAT:
-                raise UserError(
-                    f"{path} has format {metadata['version']}; this ConvLens reads up to {FORMAT}: update it"
-                )
-            config = json.loads(metadata["config"])
-            # clone: else they lie in the mapped file, which Windows would then not let anybody replace
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = read_metadata(path)
+        if metadata.get("format") != "convlens":
+            raise UserError(f"{path} is a safetensors file, but not a ConvLens model file")
+        if int(metadata["version"]) > FORMAT:
+            raise UserError(f"{path} has format {metadata['version']}; this ConvLens reads up to {FORMAT}: update it")
+        config = json.loads(metadata["config"])
+        tensors = read_tensors(path)
         found = ModelFile(
             model=nn.Identity(),
             name=str(config["builder"]),
@@ -98,7 +91,7 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
         )
     model = build(name, channels=spec.channels, classes=len(found.classes), size=spec.size, args=found.args)
     try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model.load_state_dict(state_dict(tensors))
     except RuntimeError as error:
         raise UserError(f"the weights in {path} do not fit the network {name} that it names") from error
     return dataclasses.replace(found, model=model.eval())

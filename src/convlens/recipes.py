@@ -65,6 +65,17 @@ DROPOUT_CIFAR10 = replace(
     epochs=20,
 )
 
+_ONE_CYCLE = OptimConfig(
+    "sgd",
+    lr=0.1,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    decay_all=False,
+    schedule="one-cycle",
+    warmup=0.25,
+)
+
 # What `convlens train DATA` does when nothing else is said: a small batch-norm network, one cycle, a validation split.
 QUICK = Recipe(
     name="quick",
@@ -73,16 +84,7 @@ QUICK = Recipe(
     epochs=8,
     batch_size=128,
     model=ModelConfig("vgg", args={"widths": [16, 32, 64], "convs": 1}),
-    optim=OptimConfig(
-        "sgd",
-        lr=0.1,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        decay_all=False,
-        schedule="one-cycle",
-        warmup=0.25,
-    ),
+    optim=_ONE_CYCLE,
     augment=AugmentConfig(flip=True, shift=2),
 )
 
@@ -92,16 +94,7 @@ RESNET_CIFAR10 = Recipe(
     epochs=20,
     batch_size=128,
     model=ModelConfig("resnet20"),
-    optim=OptimConfig(
-        "sgd",
-        lr=0.4,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        decay_all=False,
-        schedule="one-cycle",
-        warmup=0.25,
-    ),
+    optim=replace(_ONE_CYCLE, lr=0.4),
     augment=AugmentConfig(flip=True, shift=4),
 )
 

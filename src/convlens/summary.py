@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .evaluation import evaluating
 from .models.sizes import WINDOWED, formula, windows
 
 
@@ -62,13 +63,10 @@ def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary
         for name, layer in model.named_modules()
         if name and (not list(layer.children()) or list(layer.parameters(recurse=False)))
     ]
-    mode = model.training
-    model.eval()
     try:
-        with torch.no_grad(), fields:
+        with evaluating(model), torch.no_grad(), fields:
             model(image)
     finally:
-        model.train(mode)
         for handle in handles:
             handle.remove()
     return Summary(

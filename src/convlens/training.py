@@ -16,7 +16,6 @@ from .errors import FAILED, UserError
 from .optim import make_optimizer, objective, schedule
 from .recipe import AugmentConfig, Recipe
 
-Batches = Iterator[tuple[Tensor, Tensor]]
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
 
 
@@ -32,6 +31,10 @@ class Position:
     optimizer: torch.optim.Optimizer
     random: Tensor  # the state of torch's generator on the device, which dropout draws from
     seconds: float = 0.0  # already spent on the current epoch, before an interruption
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Watch = Callable[[Batches, Position], Batches]  # what wraps the batches of an epoch, as a progress bar does
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def train(
     recipe: Recipe,
     resume: Callable[[Position], None] | None = None,
     stop: threading.Event | None = None,
-    watch: Callable[[Iterable[tuple[Tensor, Tensor]], Position], Iterable[tuple[Tensor, Tensor]]] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place on `data.train` as `recipe` says, yielding after every epoch; `break` stops early.
 
@@ -89,7 +92,7 @@ def train(
         if first:
             set_random_state(device, at.random)
         model.train()
-        todo: Iterable[tuple[Tensor, Tensor]] = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
+        todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
         for images, labels in watch(todo, at) if watch else todo:
             lr = learning_rate(recipe, at.epoch, at.step, steps)
             for group in optimizer.param_groups:
