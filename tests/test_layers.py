@@ -11,10 +11,10 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "download"],
     ["recipe", "recipes", "datasets", "images", "readers"],
-    ["augment", "data", "models", "optim"],
-    ["training", "tensors", "evaluation", "checkpoint", "modelfile", "explain", "summary"],
+    ["augment", "data", "models", "muon", "optim"],
+    ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
-    ["predict"],
+    ["predict", "trial"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

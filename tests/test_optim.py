@@ -115,18 +115,28 @@ def test_optimizers_against_plain_torch(config: OptimConfig, plain: Any) -> None
         assert not torch.equal(a, before)
 
 
-def test_biases_and_norms_are_not_decayed_where_the_recipe_says_so() -> None:
+def names_in(group: dict[str, Any], model: nn.Module) -> set[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)] for p in group["params"]}
+
+
+def test_groups_are_filters_linear_weights_and_the_rest() -> None:
     model = small_model()
-    network = dict(model.named_parameters())
-    every = parameter_groups(model, OptimConfig(weight_decay=0.3))
-    assert [(len(g["params"]), g["weight_decay"]) for g in every] == [(len(network), 0.3)]  # type: ignore[arg-type] # a list
-    names = {id(p): name for name, p in network.items()}
-    decayed, spared = parameter_groups(model, OptimConfig(weight_decay=0.3, decay_all=False))
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
-    classifier = "network.classifier.3"
-    convolutions = {"network.features.0.weight", "network.features.4.weight", f"{classifier}.weight"}
-    assert {names[id(p)] for p in decayed["params"]} == convolutions  # type: ignore[attr-defined] # a list
-    assert {names[id(p)] for p in spared["params"]} == set(network) - convolutions  # type: ignore[attr-defined] # a list
+    config = OptimConfig(lr=0.1, linear_lr=0.02, bias_lr=3.0, weight_decay=0.3)
+    filters, linear, rest = parameter_groups(model, config)
+    assert names_in(filters, model) == {"network.features.0.weight", "network.features.4.weight"}
+    assert names_in(linear, model) == {"network.classifier.3.weight"}
+    assert names_in(filters, model) | names_in(linear, model) | names_in(rest, model) == {
+        name for name, _ in model.named_parameters()
+    }
+    assert [group["peak"] for group in (filters, linear, rest)] == [0.1, 0.02, 3.0]
+    assert [group["weight_decay"] for group in (filters, linear, rest)] == [0.3, 0.3, 0.3]
+    assert [group["peak"] for group in parameter_groups(model, OptimConfig(lr=0.1))] == [0.1, 0.1, 0.1]
+
+
+def test_biases_and_norms_are_not_decayed_where_the_recipe_says_so() -> None:
+    groups = parameter_groups(small_model(), OptimConfig(weight_decay=0.3, decay_all=False))
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
 
 
 def test_decay_moves_only_what_is_decayed() -> None:

@@ -9,12 +9,17 @@ from torch import Generator, Tensor
 from .recipe import AugmentConfig
 
 
-def augment(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-    """What the recipe asks for, in this order: shift, flip, cutout."""
+def augment(images: Tensor, config: AugmentConfig, generator: Generator, mirrored: Tensor | None = None) -> Tensor:
+    """What the recipe asks for, in this order: shift, crop (to the first side in `config.crop`), flip, cutout.
+
+    `mirrored`, bool (N,), says which images to flip; without it each is flipped with probability 1/2.
+    """
     if config.shift:
-        images = shift(images, config.shift, generator)
+        images = shift(images, config.shift, generator, config.fill)
+    if config.crop:
+        images = crop(images, config.crop[0], generator)
     if config.flip:
-        images = flip(images, generator)
+        images = flip(images, generator) if mirrored is None else mirror(images, mirrored)
     if config.cutout:
         images = cutout(images, config.cutout, generator)
     return images
@@ -22,22 +27,38 @@ def augment(images: Tensor, config: AugmentConfig, generator: Generator) -> Tens
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-    return torch.where(mirrored, images.flip(3), images)
+    return mirror(images, torch.rand(len(images), generator=generator, device=images.device) < 0.5)
 
 
-def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
-    """Move each image by -pixels..pixels in both directions; what comes in from outside is black (0)."""
-    n, channels, height, width = images.shape
-    padded = F.pad(images, (pixels,) * 4)
-    offset = torch.randint(2 * pixels + 1, (2, n), generator=generator, device=images.device)
-    rows = offset[0, :, None] + torch.arange(height, device=images.device)
-    columns = offset[1, :, None] + torch.arange(width, device=images.device)
-    image = torch.arange(n, device=images.device)
-    channel = torch.arange(channels, device=images.device)
-    return padded[
-        image[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+def mirror(images: Tensor, which: Tensor) -> Tensor:
+    """Mirror the images left to right for which `which`, bool (N,), is true."""
+    return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def shift(images: Tensor, pixels: int, generator: Generator, fill: str = "black") -> Tensor:
+    """Move each image by -pixels..pixels in both directions; what comes in from outside is black (0), or with `reflect`
+    the image's own border mirrored (no further than its side allows)."""
+    height, width = images.shape[2:]
+    if fill == "reflect":
+        high, wide = min(pixels, height - 1), min(pixels, width - 1)
+        rows, columns = (_reflected(n, pad, images.device) for n, pad in ((height, high), (width, wide)))
+        padded = images[:, :, rows][:, :, :, columns]
+    else:
+        high = wide = pixels
+        padded = F.pad(images, (pixels,) * 4)
+    top = torch.randint(2 * high + 1, (len(images),), generator=generator, device=images.device)
+    left = torch.randint(2 * wide + 1, (len(images),), generator=generator, device=images.device)
+    return _windows(padded, top, left, height, width)
+
+
+def crop(images: Tensor, side: int, generator: Generator) -> Tensor:
+    """A square of `side` pixels from anywhere in each image; a side of the image that is shorter is kept whole."""
+    height, width = (min(side, n) for n in images.shape[2:])
+    if (height, width) == images.shape[2:]:
+        return images
+    top = torch.randint(images.shape[2] - height + 1, (len(images),), generator=generator, device=images.device)
+    left = torch.randint(images.shape[3] - width + 1, (len(images),), generator=generator, device=images.device)
+    return _windows(images, top, left, height, width)
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
@@ -52,3 +73,23 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
     inside_y = (y >= top) & (y < top + high)
     inside_x = (x >= left) & (x < left + wide)
     return images.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0)
+
+
+def _reflected(n: int, pad: int, device: torch.device) -> Tensor:
+    """The indices of 0..n-1 with `pad` mirrored ones at both ends: 2 1 | 0 1 2 3 | 2 1."""
+    inner = torch.arange(-pad, n + pad, device=device).abs()
+    return torch.minimum(inner, 2 * (n - 1) - inner)
+
+
+def _windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Of each image the window whose upper left corner is (top, left), in the layout of the images.
+
+    All windows of an image are a view of it; one index then copies the chosen ones, a row of pixels at a time.
+    """
+    n, channels, h, w = images.shape
+    of_image, of_channel, of_row, of_column = images.stride()
+    every = images.as_strided(
+        (n, h - height + 1, w - width + 1, height, width, channels),
+        (of_image, of_row, of_column, of_row, of_column, of_channel),
+    )
+    return every[torch.arange(n, device=images.device), top, left].permute(0, 3, 1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Split
+from .device import keep_memory
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,48 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(mode)
 
 
-def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, tta: str = "none") -> Tensor:
     """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
 
-    A split of its own device is moved to the model's batch by batch.
+    A split of its own device is moved to the model's batch by batch. `tta` averages over views of every image: `mirror`
+    it and its mirror image; `mirror-shift` gives the same pair, moved by one pixel along both diagonals, half of the
+    weight (Jordan, arXiv:2404.00498).
     """
-    device = next(model.parameters()).device
+    keep_memory()
+    device, weighted = next(model.parameters()).device, views(tta)
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.stack([weight * model(view(images)).float() for weight, view in weighted]).sum(0).cpu()
+
     with evaluating(model), torch.inference_mode():
-        return torch.cat([model(images.to(device)).float().cpu() for images in split.images.split(batch_size)])
+        return torch.cat([answer(images.to(device)) for images in split.images.split(batch_size)])
 
 
-def evaluate(model: nn.Module, split: Split, classes: tuple[str, ...] | None = None) -> Metrics:
-    """All metrics of `model` on `split`."""
-    return metrics_of(logits_of(model, split), split.labels.cpu(), classes)
+def views(tta: str) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+    """Weights, and functions from images to one view of each."""
+
+    def moved(images: Tensor, by: int) -> Tensor:
+        height, width = images.shape[2:]
+        return F.pad(images.float(), (1,) * 4, "reflect")[:, :, by : by + height, by : by + width]
+
+    def mirrored(images: Tensor) -> Tensor:
+        return images.flip(3)
+
+    if tta == "none":
+        return [(1.0, lambda images: images)]
+    if tta == "mirror":
+        return [(0.5, lambda images: images), (0.5, mirrored)]
+    shifted = [
+        (0.125, lambda images, by=by, turn=turn: turn(moved(images, by)))
+        for by in (0, 2)
+        for turn in (lambda images: images, mirrored)
+    ]
+    return [(0.25, lambda images: images), (0.25, mirrored), *shifted]
+
+
+def evaluate(model: nn.Module, split: Split, classes: tuple[str, ...] | None = None, tta: str = "none") -> Metrics:
+    """All metrics of `model` on `split`; see `logits_of` for `tta`."""
+    return metrics_of(logits_of(model, split, tta=tta), split.labels.cpu(), classes)
 
 
 def metrics_of(logits: Tensor, labels: Tensor, classes: tuple[str, ...] | None = None) -> Metrics:

@@ -121,6 +121,9 @@ def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
         "parameters": sum(p.numel() for p in model.parameters()),
         "test": test.to_dict(),
     }
+    if recipe.tta != "none":  # beside the plain accuracy, which is what the model file alone gives
+        tta = metrics_of(logits_of(model, data.test, tta=recipe.tta), data.test.labels.cpu(), data.classes)
+        measured["tta"] = {"views": recipe.tta, "accuracy": tta.accuracy, "loss": tta.loss}
     golden = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
     images = data.test.images[golden].cpu()
     with torch.inference_mode():

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .muon import Muon
 from .recipe import LossConfig, OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer that the recipe names, on the parameters that are to be trained."""
+    """The optimizer that the recipe names, on the parameters that are to be trained. Every group has its `peak`, the
+    learning rate that the schedule multiplies."""
     groups = parameter_groups(model, config)
+    if config.name == "muon":
+        return Muon(groups, config.lr, config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.name == "rmsprop":
@@ -23,14 +28,25 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return kind(groups, config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """All parameters decayed alike, or, where `decay_all` is false, biases and norms (one-dimensional) not at all."""
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Filters of convolutions, weights of linear layers, and the rest (biases and norms, one-dimensional), each with
+    its learning rate; the rest is decayed only where `decay_all` is true."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.decay_all:
-        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    kinds = (
+        ([p for p in parameters if p.ndim > 2], config.lr, True),
+        ([p for p in parameters if p.ndim == 2], config.linear_lr or config.lr, True),
+        ([p for p in parameters if p.ndim < 2], config.bias_lr or config.lr, config.decay_all),
+    )
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": members,
+            "lr": lr,
+            "peak": lr,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "filters": index == 0,
+        }
+        for index, (members, lr, decayed) in enumerate(kinds)
+        if members
     ]
 
 

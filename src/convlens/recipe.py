@@ -33,10 +33,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer and schedule. `lr` is the peak learning rate; the schedule multiplies it by a number in 0..1."""
+    """Optimizer and schedule. `lr` is the peak learning rate; the schedule multiplies it by a number in 0..1. `muon`
+    trains the filters of convolutions; the linear layers and the rest, with their own rates, get SGD beside it."""
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "sgd"
     lr: float = _number(0.1, 0)
+    linear_lr: float = _number(0.0, 0)  # of linear layers' weights; 0: lr
+    bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
     momentum: float = _number(0.9, 0, 0.9999)  # SGD and RMSprop
     nesterov: bool = False
     beta1: float = _number(0.9, 0, 0.9999)  # Adam and AdamW
@@ -64,8 +67,12 @@ class AugmentConfig:
     """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless."""
 
     flip: bool = False
+    alternate: bool = False  # flip: a coin for each image once, then its other side every second epoch
     shift: int = _number(0, 0, 1024)  # pixels, in both directions
+    fill: Literal["black", "reflect"] = "black"  # what a shift brings in
     cutout: int = _number(0, 0, 1024)  # side of the erased square in pixels
+    # Sides of random squares to train on, spread evenly over the epochs: [24, 28, 32]; none: whole images
+    crop: list[int] = field(default_factory=list, metadata={"low": 1, "high": 1024})
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,9 @@ class Recipe:
     patience: int = _number(0, 0)  # epochs without a better validation loss before it stops; 0: never
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, where the run is long enough
+    # Test-time augmentation: views of a test image whose logits are averaged, measured beside the plain accuracy
+    tta: Literal["none", "mirror", "mirror-shift"] = "none"
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -216,8 +226,11 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> None:
                 raise unknown(where + name, value, choices)
         elif not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
             raise UserError(f"{where}{name} must be {_NAMES.get(origin, f'a {origin.__name__}')}, not {value!r}")
-        elif origin is list and any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in value):
-            raise UserError(f"{where}{name} must be a list of numbers, not {value!r}")
+        elif origin is list:
+            whole = typing.get_args(hint) == (int,)
+            if any(isinstance(v, bool) or not isinstance(v, int if whole else (int, float)) for v in value):
+                kind = "whole numbers" if whole else "numbers"
+                raise UserError(f"{where}{name} must be a list of {kind}, not {value!r}")
 
 
 _NAMES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .errors import unknown
-from .recipe import AugmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from .recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, Recipe
 
 # The articles train on the whole training set, look at the test set after every epoch and keep the last weights.
 _AS_THE_ARTICLES = DataConfig(val=0.0, test_each_epoch=True)
@@ -98,9 +98,30 @@ RESNET_CIFAR10 = Recipe(
     augment=AugmentConfig(flip=True, shift=4),
 )
 
+SPEED_CIFAR10 = Recipe(
+    name="speed-cifar10",
+    note="",
+    epochs=8,
+    batch_size=500,
+    model=ModelConfig("speednet"),
+    optim=OptimConfig("muon", lr=0.12, linear_lr=0.005, bias_lr=25.0, momentum=0.6, schedule="one-cycle"),
+    loss=LossConfig(label_smoothing=0.2),
+    augment=AugmentConfig(flip=True, alternate=True, shift=2, fill="reflect"),
+    data=DataConfig(val=0.0),
+)
+
 RECIPES = {
     recipe.name: recipe
-    for recipe in (LENET5_MNIST, CNN_MNIST, DEEPCNN_MNIST, CNN_CIFAR10, DROPOUT_CIFAR10, QUICK, RESNET_CIFAR10)
+    for recipe in (
+        LENET5_MNIST,
+        CNN_MNIST,
+        DEEPCNN_MNIST,
+        CNN_CIFAR10,
+        DROPOUT_CIFAR10,
+        QUICK,
+        RESNET_CIFAR10,
+        SPEED_CIFAR10,
+    )
 }
 
 

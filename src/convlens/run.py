@@ -23,8 +23,10 @@ from .device import environment, pick_device
 from .errors import UserError
 from .files import disk_error, write_json, write_whole
 from .modelfile import ModelFile, load_model
-from .models import build
+from .models import build, fit_whitening
 from .recipe import Recipe
+
+WHITENED = 5000  # training images that a whitening layer is fitted to
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def make_model(recipe: Recipe, data: Data) -> nn.Sequential:
         args=recipe.model.args,
         seed=recipe.seed,
     )
+    fit_whitening(model, data.train.images[:WHITENED].cpu())
     return model.to(pick_device(recipe.device))
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from .data import Data, batches, steps_per_epoch
-from .device import Timer, autocast, mix_seed, random_state, set_random_state
+from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
 from .errors import FAILED, UserError
+from .flops import forward_flops
 from .optim import make_optimizer, objective, schedule
 from .recipe import AugmentConfig, Recipe
 
+COMPILE_FROM = 1e15  # floating point operations of a run's forward passes: about a minute of an eager GPU
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
 
 
@@ -79,7 +81,10 @@ def train(
     split = data.train.to(device)
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
-    changes = AugmentConfig(recipe.augment.flip and data.flip_ok, recipe.augment.shift, recipe.augment.cutout)
+    flops = forward_flops(model, split.images[:1])
+    precision = pick_precision(recipe.precision, device, flops)
+    forward = compiled(model, recipe, flops * len(split) * recipe.epochs)
+    keep_memory()
     at = Position(
         1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
     )
@@ -92,13 +97,14 @@ def train(
         if first:
             set_random_state(device, at.random)
         model.train()
+        changes = augmentation(recipe, at.epoch, data.flip_ok)
         todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
         for images, labels in watch(todo, at) if watch else todo:
-            lr = learning_rate(recipe, at.epoch, at.step, steps)
+            share = lr_share(recipe, at.epoch, at.step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
-            with autocast(device, recipe.precision):
-                logits = model(images)
+                group["lr"] = group["peak"] * share
+            with autocast(device, precision):
+                logits = forward(images)
             loss = loss_of(logits.float(), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -122,22 +128,39 @@ def train(
             at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
             at.losses.zero_(), at.correct.zero_()
         at.random = random_state(device)
-        yield Epoch(index, done, loss_sum / seen, correct / seen, lr, seconds, seen, at)
+        yield Epoch(index, done, loss_sum / seen, correct / seen, recipe.optim.lr * share, seconds, seen, at)
         if stop.is_set():
             return
 
 
-def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
-    """Of one step (counted from 0) of one epoch (from 1): the schedule's value in the middle of the step, such that a
-    cycle neither begins nor ends with a step that does nothing."""
-    return recipe.optim.lr * schedule(recipe.optim, (epoch - 1 + (step + 0.5) / steps) / recipe.epochs)
+def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
+    """What the learning rates are multiplied by in one step (counted from 0) of one epoch (from 1): the schedule's
+    value in the middle of the step, such that a cycle neither begins nor ends with a step that does nothing."""
+    return schedule(recipe.optim, (epoch - 1 + (step + 0.5) / steps) / recipe.epochs)
+
+
+def augmentation(recipe: Recipe, epoch: int, flip_ok: bool) -> AugmentConfig:
+    """What is done to the images of one epoch (from 1): no flips where the data set forbids them, one side to crop."""
+    config, sides = recipe.augment, recipe.augment.crop
+    side = sides[(epoch - 1) * len(sides) // recipe.epochs : (epoch - 1) * len(sides) // recipe.epochs + 1]
+    return replace(config, flip=config.flip and flip_ok, crop=side)
+
+
+def compiled(model: nn.Module, recipe: Recipe, run_flops: float) -> Callable[[Tensor], Tensor]:
+    """The model, through torch.compile where the recipe says so. `auto` compiles on a GPU where the forward passes of
+    the run are so much arithmetic that the half minute or so that compiling takes is won back."""
+    device = next(model.parameters()).device
+    worth_it = device.type == "cuda" and run_flops > COMPILE_FROM
+    if recipe.compile == "off" or (recipe.compile == "auto" and not worth_it):
+        return model
+    return torch.compile(model, mode="max-autotune-no-cudagraphs" if device.type == "cuda" else None)
 
 
 def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
     bad = (~at.losses[: at.step].isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        lr = learning_rate(recipe, at.epoch, step, steps)
+        lr = recipe.optim.lr * lr_share(recipe, at.epoch, step, steps)
         raise UserError(
             f"the loss is {at.losses[step].item()} in epoch {at.epoch}, step {step + 1} of {steps}, at a learning rate "
             f"of {lr:.4g}: try a third of it (--lr {recipe.optim.lr / 3:.2g}), a warm-up (--set optim.warmup=0.2), or "

@@ -18,6 +18,7 @@ from .lenet import lenet5
 from .normalize import Normalize
 from .resnet import resnet9, resnet18, resnet20
 from .sizes import WINDOWED, TooSmallError, check_fits
+from .speed import Whiten, speednet
 from .vgg import vgg
 
 Builder = Callable[..., nn.Module]
@@ -31,6 +32,7 @@ MODELS: dict[str, Builder] = {
     "resnet9": resnet9,
     "resnet18": resnet18,
     "resnet20": resnet20,
+    "speednet": speednet,
 }
 
 
@@ -69,6 +71,13 @@ def build(
     # Channels last: the layout in which convolutions run fastest, 1.4 times here on a CPU; the values are the same.
     model = nn.Sequential(OrderedDict(normalize=normalize, network=network))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack this overload
+
+
+def fit_whitening(model: nn.Sequential, images: torch.Tensor) -> None:
+    """Fit the whitening layers of a network from `build` to uint8 (N, C, H, W) images; most have none."""
+    for layer in model.modules():
+        if isinstance(layer, Whiten):
+            layer.fit(model[0](images))
 
 
 def find_builder(name: str) -> Builder:

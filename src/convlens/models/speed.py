@@ -1,0 +1,83 @@
+"""The networks of our own speed recipes: a whitening first layer, batch norm that learns its biases only, and no more
+arithmetic than the accuracy asks for. In the line of cifar10-fast (Page, 2018), hlb-CIFAR10 and cifar10-airbench
+(Jordan, arXiv:2404.00498)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import unknown
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+EPS = 5e-4  # added to the variances that whitening divides by
+
+
+class Whiten(nn.Conv2d):
+    """A convolution whose outputs are uncorrelated and of variance 1 on the images it was fitted to: the principal
+    components of their `kernel` x `kernel` patches, and their negatives. Only its bias is trained."""
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__(channels, 2 * channels * kernel**2, kernel, stride)
+        self.weight.requires_grad = False
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the filters from normalised images, float (N, C, H, W)."""
+        patches = F.unfold(images, self.kernel_size, stride=max(self.stride[0], 2)).transpose(1, 2).flatten(0, 1)
+        variances, components = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+        filters = (components / (variances + EPS).sqrt()).T.reshape(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+        if self.bias is not None:
+            self.bias.zero_()
+
+
+def speednet(
+    channels: int,
+    classes: int,
+    size: tuple[int, int],  # noqa: ARG001 - global pooling makes it independent of the size
+    widths: Sequence[int] = (64, 256, 256),
+    convs: int = 2,
+    whiten: int = 2,
+    whiten_stride: int = 1,
+    activation: str = "gelu",
+    pool: str = "max",
+    momentum: float = 0.4,
+) -> nn.Module:
+    """A whitening convolution and a small batch-norm network. For every width `convs` times (3 x 3 convolution, batch
+    norm, activation), the first halving the sides; then the largest value of every map, and one linear layer.
+    1,972,792 parameters as it stands on colour images.
+
+    `whiten` is the side of the first layer's filters, 0 for none. `activation` relu, gelu or silu. `pool` max (max
+    pooling behind the first convolution of a width) or stride (that convolution has stride 2). `momentum` is the weight
+    of the newest batch in the statistics that batch norm keeps.
+
+    Raises:
+        UserError: an unknown choice.
+    """
+    for kind, given, choices in (("activation", activation, ACTIVATIONS), ("pool", pool, ("max", "stride"))):
+        if str(given) not in choices:  # a recipe may hold anything here
+            raise unknown(kind, str(given), choices)
+    act = ACTIVATIONS[activation]
+    layers: list[nn.Module] = []
+    into = channels
+    if whiten:
+        layers += [Whiten(channels, whiten, whiten_stride), act()]
+        into = 2 * channels * whiten**2
+    for width in widths:
+        for i in range(convs):
+            stride = 2 if i == 0 and pool == "stride" else 1
+            convolution = nn.Conv2d(into, width, 3, stride, padding=1, bias=False)
+            nn.init.dirac_(convolution.weight[: min(into, width)])  # the rest of the filters keeps torch's own start
+            norm = nn.BatchNorm2d(width, eps=1e-5, momentum=momentum)
+            norm.weight.requires_grad = False
+            layers += [convolution, *([nn.MaxPool2d(2)] if i == 0 and pool == "max" else []), norm, act()]
+            into = width
+    head = nn.Linear(into, classes, bias=False)
+    nn.init.normal_(head.weight, std=1 / into)
+    classifier = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), classifier=classifier))
