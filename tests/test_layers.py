@@ -14,7 +14,7 @@ LAYERS = [
     ["augment", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
-    ["predict", "trial"],
+    ["predict", "trial", "bench"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -352,6 +352,47 @@ def explain(
 
 
 @app.command()
+def bench(
+    recipe: flags.BenchRecipe,
+    data: flags.BenchData = None,
+    runs: flags.Runs = 5,
+    vs: flags.Peer = None,
+    to_accuracy: flags.ToAccuracy = None,
+    peer_epochs: flags.PeerEpochs = 1,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    peers: flags.Peers = Path("benchmarks/peers"),
+    threads: flags.Threads = None,
+    plot: flags.Plot = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Measure a recipe: accuracy, seconds, images/s, memory and arithmetic over several seeds, and a peer in turn."""
+    from .bench import Contest, data_of, result
+    from .bench import bench as run_all
+    from .console import bench_line, bench_table, err
+    from .session import recipe_from
+
+    made = recipe_from(recipe, {}, settings or ())
+    where = data_dir or os.environ.get("CONVLENS_DATA")
+    contest = Contest(
+        made, data or data_of(made), where and str(where), runs, vs, to_accuracy, peer_epochs, peers, threads
+    )
+    reports = []
+    for report in run_all(contest):
+        reports.append(report)
+        err.print(bench_line(report))
+    found = result(contest, reports)
+    if plot:
+        from .plots import accuracy_against_seconds, save
+
+        save(accuracy_against_seconds(reports, f"{made.name} on {contest.data}"), plot)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        bench_table(found)
+
+
+@app.command()
 def predict(
     model: flags.ModelPath,
     paths: flags.Pictures,

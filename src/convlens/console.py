@@ -113,6 +113,52 @@ def metrics_table(metrics: Metrics) -> None:
     out.print(f"\n{totals}, macro F1 {metrics.macro_f1:.2%}, {metrics.images:,} images")
 
 
+def bench_line(report: dict[str, Any]) -> str:
+    """One run of `bench`: `convlens  99.04 %  train 2.31 s  26,120 images/s`."""
+    return (
+        f"{report['peer']:<10} {report['accuracy']:7.2%}  train {report['seconds']['train']:.2f} s  "
+        f"{report['images_per_second']:,.0f} images/s"
+    )
+
+
+def bench_table(found: dict[str, Any]) -> None:
+    """Ours and the peer's side by side: medians, with the spread of the runs, and the ratios of the pairs."""
+
+    def seconds(of: dict[str, Any], stage: str) -> str:
+        spread = of["seconds"][stage]
+        return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+    def column(of: dict[str, Any]) -> list[str]:
+        rate, peak = of["flops_per_second"], of["peak_flops_per_second"]
+        memory = of["peak_memory_bytes"]
+        return [
+            str(of["n"]),
+            f"{of['accuracy']['mean']:.2%} ± {of['accuracy']['std']:.2%}",
+            *([f"{of['tta_accuracy']:.2%}" if of["tta_accuracy"] else "-"] if found["tta_accuracy"] else []),
+            *(seconds(of, stage) for stage in of["seconds"]),
+            f"{of['images_per_second']:,.0f}",
+            f"{memory / 1e6:,.0f} MB" if memory else "-",
+            f"{of['flops'] / 1e12:,.2f}" if of["flops"] else "-",
+            f"{rate / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s ({rate / peak:.0%})" if rate else "-",
+        ]
+
+    names = ["runs", "accuracy, mean ± std"]
+    names += ["with test-time augmentation"] if found["tta_accuracy"] else []
+    names += [f"seconds: {stage}" for stage in found["seconds"]]
+    names += ["images/s in training", "peak memory", "10^12 operations", "of the peak of a matrix product"]
+    peer = found["peer"]
+    columns = [column(found), *([column(peer)] if peer else [])]
+    titles = ["", "convlens", *([peer["name"]] if peer else [])]
+    title = f"{found['recipe']} on {found['data']}: {found['precision']}, {found['threads']} threads, {found['device']}"
+    print_table(title, titles, list(zip(names, *columns, strict=True)), titles[1:])
+    if peer:
+        for name, ratio in peer["ratio"].items():
+            out.print(
+                f"{name.replace('_', ' ')}: {ratio['median']:.2f} times as fast as {peer['name']} "
+                f"(median of {found['n']} pairs, {ratio['min']:.2f} to {ratio['max']:.2f})"
+            )
+
+
 def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
     """The layer table, its totals last."""
     columns = [

@@ -67,6 +67,24 @@ Finish = Annotated[
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe as TOML and stop.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures at the end.")]
 
+# What `bench` measures
+BenchRecipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a .toml file.")]
+BenchData = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="A data set. [default: the one in the recipe's name]")
+]
+Runs = Annotated[int, typer.Option("--runs", "-n", min=1, metavar="N", help="Seeds, each a process of its own.")]
+Peer = Annotated[
+    str | None, typer.Option("--vs", metavar="PEER", help="article, keras, lightning or fastai, trained in turn.")
+]
+ToAccuracy = Annotated[
+    float | None,
+    typer.Option("--to-accuracy", min=0, max=1, metavar="A", help="Both stop after the epoch that reaches it."),
+]
+PeerEpochs = Annotated[int, typer.Option("--peer-epochs", min=1, metavar="N", help="Where no accuracy is to reach.")]
+Peers = Annotated[Path, typer.Option("--peers", metavar="FOLDER", help="Where the peers' scripts are.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG: accuracy against seconds.")]
+
 # Where results go
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]
 OutOrNone = Annotated[

@@ -72,6 +72,25 @@ def curves(history: Sequence[dict[str, Any]], quantity: str = "loss", axes: Axes
     return axes
 
 
+def accuracy_against_seconds(reports: Sequence[dict[str, Any]], title: str = "", axes: Axes | None = None) -> Axes:
+    """Test accuracy (%) over the seconds of training, logarithmic, of several runs of ours and of a peer: a line a run
+    through its epochs where the test set was looked at after each, a point at its end."""
+    axes = axes or new_axes()
+    names = list(dict.fromkeys(report["peer"] for report in reports))
+    styles = dict(zip(names, ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D")), strict=False))
+    for report in reports:
+        color, marker = styles[report["peer"]]
+        seconds = np.cumsum([epoch["train_seconds"] for epoch in report["epochs"]])
+        accuracy = [100 * epoch["test_accuracy"] for epoch in report["epochs"]]
+        axes.plot(seconds, accuracy, "-", color=color, alpha=0.5, linewidth=1)
+        label = report["peer"] if report is next(r for r in reports if r["peer"] == report["peer"]) else None
+        axes.plot(report["seconds"]["train"], 100 * report["accuracy"], marker, color=color, label=label)
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return axes
+
+
 def image_grid(
     images: Tensor,
     captions: Sequence[str],

@@ -4,16 +4,21 @@ arithmetic than the accuracy asks for. In the line of cifar10-fast (Page, 2018),
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import unknown
+from .articles import flat_size, stack
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+HEADS: dict[str, Callable[[], list[nn.Module]]] = {
+    "max": lambda: [nn.AdaptiveMaxPool2d(1)],
+    "average": lambda: [nn.AdaptiveAvgPool2d(1)],
+    "flat": list,
+}
 EPS = 5e-4  # added to the variances that whitening divides by
 
 
@@ -39,27 +44,34 @@ class Whiten(nn.Conv2d):
 def speednet(
     channels: int,
     classes: int,
-    size: tuple[int, int],  # noqa: ARG001 - global pooling makes it independent of the size
+    size: tuple[int, int],
     widths: Sequence[int] = (64, 256, 256),
     convs: int = 2,
     whiten: int = 2,
     whiten_stride: int = 1,
     activation: str = "gelu",
     pool: str = "max",
+    padding: int = 1,
+    head: str = "max",
     momentum: float = 0.4,
 ) -> nn.Module:
     """A whitening convolution and a small batch-norm network. For every width `convs` times (3 x 3 convolution, batch
-    norm, activation), the first halving the sides; then the largest value of every map, and one linear layer.
+    norm, activation), the first halving the sides; then one linear layer.
     1,972,792 parameters as it stands on colour images.
 
     `whiten` is the side of the first layer's filters, 0 for none. `activation` relu, gelu or silu. `pool` max (max
-    pooling behind the first convolution of a width) or stride (that convolution has stride 2). `momentum` is the weight
-    of the newest batch in the statistics that batch norm keeps.
+    pooling behind the first convolution of a width) or stride (that convolution has stride 2). `padding` is that of the
+    3 x 3 convolutions. `head` says what the linear layer sees: the max or the average of every map, or flat, all of it.
+    `momentum` is the weight of the newest batch in the statistics that batch norm keeps.
 
     Raises:
-        UserError: an unknown choice.
+        UserError: an unknown choice, or images too small for its layers.
     """
-    for kind, given, choices in (("activation", activation, ACTIVATIONS), ("pool", pool, ("max", "stride"))):
+    for kind, given, choices in (
+        ("activation", activation, ACTIVATIONS),
+        ("pool", pool, ("max", "stride")),
+        ("head", head, HEADS),
+    ):
         if str(given) not in choices:  # a recipe may hold anything here
             raise unknown(kind, str(given), choices)
     act = ACTIVATIONS[activation]
@@ -71,13 +83,13 @@ def speednet(
     for width in widths:
         for i in range(convs):
             stride = 2 if i == 0 and pool == "stride" else 1
-            convolution = nn.Conv2d(into, width, 3, stride, padding=1, bias=False)
+            convolution = nn.Conv2d(into, width, 3, stride, padding, bias=False)
             nn.init.dirac_(convolution.weight[: min(into, width)])  # the rest of the filters keeps torch's own start
             norm = nn.BatchNorm2d(width, eps=1e-5, momentum=momentum)
             norm.weight.requires_grad = False
             layers += [convolution, *([nn.MaxPool2d(2)] if i == 0 and pool == "max" else []), norm, act()]
             into = width
-    head = nn.Linear(into, classes, bias=False)
-    nn.init.normal_(head.weight, std=1 / into)
-    classifier = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
-    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), classifier=classifier))
+    features = nn.Sequential(*layers)
+    linear = nn.Linear(flat_size(features, into, size) if head == "flat" else into, classes, bias=False)
+    nn.init.normal_(linear.weight, std=1 / linear.in_features)
+    return stack(features, nn.Sequential(*HEADS[head](), nn.Flatten(), linear))
