@@ -140,6 +140,7 @@ def train(
     seed: flags.Seed = None,
     patience: flags.Patience = None,
     device: flags.Device = None,
+    compile_: flags.Compile = None,
     settings: flags.Settings = None,
     data_dir: flags.DataDir = None,
     out: flags.Out = Path("runs"),
@@ -163,6 +164,7 @@ def train(
         "seed": seed,
         "patience": patience,
         "device": device,
+        "compile": compile_,
     }
     from .data import load
     from .device import pick_device

@@ -43,7 +43,7 @@ RecipeName = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
 BatchSize = Annotated[int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a step.")]
 Lr = Annotated[float | None, typer.Option("--lr", metavar="F", help="Learning rate (its peak).")]
-Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", help="sgd, adam, adamw or rmsprop.")]
+Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", help="sgd, adam, adamw, rmsprop or muon.")]
 Sched = Annotated[str | None, typer.Option("--sched", metavar="NAME", help="constant, step, cosine or one-cycle.")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", "--wd", metavar="F", help="L2.")]
 Seed = Annotated[
@@ -53,6 +53,9 @@ Patience = Annotated[
     int | None, typer.Option("--patience", metavar="N", help="Stop after N epochs without a better validation loss.")
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+Compile = Annotated[
+    str | None, typer.Option("--compile", metavar="auto|on|off", help="torch.compile; auto: on a GPU, for long runs.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe, such as optim.l1=1e-5; repeatable."),

@@ -21,7 +21,7 @@ from .recipes import get_recipe
 from .run import Run
 
 # A learning rate belongs to its optimizer: what is usual for SGD makes Adam diverge.
-USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4}
+USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4, "muon": 0.1}
 
 
 def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Recipe:

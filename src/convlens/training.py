@@ -153,7 +153,7 @@ def compiled(model: nn.Module, recipe: Recipe, run_flops: float) -> Callable[[Te
     worth_it = device.type == "cuda" and run_flops > COMPILE_FROM
     if recipe.compile == "off" or (recipe.compile == "auto" and not worth_it):
         return model
-    return torch.compile(model, mode="max-autotune-no-cudagraphs" if device.type == "cuda" else None)
+    return torch.compile(model)
 
 
 def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
