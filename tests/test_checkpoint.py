@@ -71,13 +71,28 @@ RECIPES = {
     "adam": OptimConfig("adam", 0.01, schedule="cosine", warmup=0.2),
     "adamw": OptimConfig("adamw", 0.01, weight_decay=0.1, decay_all=False, schedule="step"),
     "rmsprop": OptimConfig("rmsprop", 0.002, momentum=0.5, weight_decay=0.01),
+    "muon": OptimConfig(
+        "muon", 0.05, momentum=0.6, linear_lr=0.01, bias_lr=0.5, weight_decay=0.01, schedule="one-cycle", warmup=0.2
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_taken_up_anywhere_it_ends_bit_for_bit_the_same(name: str, data: Data, tmp_path: Path) -> None:
     augment = AugmentConfig(flip=True, shift=2, cutout=3)
-    recipe = Recipe(epochs=3, batch_size=8, seed=6, optim=RECIPES[name], augment=augment)
+    recipe = Recipe(epochs=3, batch_size=8, seed=6, precision="fp32", optim=RECIPES[name], augment=augment)
+    check_parts(recipe, data, tmp_path)
+
+
+def test_it_does_so_in_bfloat16_with_crops_and_alternate_flips(data: Data, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True, alternate=True, shift=2, fill="reflect", crop=[8, 10])
+    check_parts(
+        Recipe(epochs=3, batch_size=8, seed=6, precision="bf16", optim=RECIPES["muon"], augment=augment), data, tmp_path
+    )
+
+
+def check_parts(recipe: Recipe, data: Data, tmp_path: Path) -> None:
+    """Broken off at every kind of place, the run has the losses, the weights and the optimizer of the unbroken one."""
     whole, told, end = run_in_parts(recipe, data, tmp_path / "whole", [])
     assert [row[0] for row in told] == [1, 2, 3]
     for parts in ([2], [STEPS], [STEPS + 3], [2 * STEPS], [1, 1, 1, 4, STEPS], [3 * STEPS - 1], [3 * STEPS]):

@@ -1,6 +1,7 @@
 """data: what is held out, the order and the parts of an epoch, and that the file's layout leaves no trace."""
 
 import gzip
+import hashlib
 import random
 import struct
 from dataclasses import replace
@@ -20,6 +21,7 @@ from refusals import refused
 SPEC = replace(MNIST, counts=(60, 20), size=(5, 4))
 NONE = AugmentConfig()
 ALL = AugmentConfig(flip=True, shift=2, cutout=3)
+BOTH_SIDES = AugmentConfig(flip=True, alternate=True)
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +139,7 @@ def test_order_is_a_matter_of_seed_and_epoch_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # dropout's random numbers are not drawn from
 
 
-@pytest.mark.parametrize("augmentation", [NONE, ALL], ids=["plain", "augmented"])
+@pytest.mark.parametrize("augmentation", [NONE, ALL, BOTH_SIDES], ids=["plain", "augmented", "both sides"])
 def test_an_epoch_can_be_taken_up_anywhere(augmentation: AugmentConfig) -> None:
     split = numbered(50)
     whole = list(batches(split, 16, augmentation, seed=5, epoch=4))
@@ -164,6 +166,49 @@ def test_augmentation_changes_with_step_epoch_and_seed() -> None:
     assert not any(torch.equal(x, y) for i, x in enumerate(drawn) for y in drawn[:i])
     assert torch.equal(first_two(0, 1)[1], b)
     assert torch.equal(split.images, image.expand(64, -1, -1, -1))  # the images themselves stay
+
+
+def sides(split: Split, epoch: int, seed: int = 4, batch_size: int = 16) -> list[bool]:
+    """Whether each image of the split is mirrored in an epoch."""
+    found: dict[int, bool] = {}
+    for images, labels in batches(split, batch_size, BOTH_SIDES, seed, epoch):
+        for image, label in zip(images, labels.tolist(), strict=True):
+            plain = split.images[label]
+            found[label] = torch.equal(image, plain.flip(2))
+            assert found[label] ^ torch.equal(image, plain)
+    return [found[i] for i in range(len(split))]
+
+
+def test_any_two_epochs_in_a_row_show_both_sides_of_every_image() -> None:
+    split = numbered(60)
+    first = sides(split, 1)
+    assert 15 < sum(first) < 45  # a coin for each
+    for epoch in (2, 4, 10):
+        assert sides(split, epoch) == [not side for side in first]
+    for epoch in (3, 5, 9):
+        assert sides(split, epoch) == first
+    assert sides(split, 1, batch_size=7) == first
+    assert sides(split, 1, seed=5) != first
+    drawn_anew = [images for images, _ in batches(split, 60, AugmentConfig(flip=True), 4, 1)]
+    assert not torch.equal(drawn_anew[0], next(batches(split, 60, BOTH_SIDES, 4, 1))[0])
+
+
+def test_alternating_alone_mirrors_nothing() -> None:
+    split = numbered(20)
+    images, labels = next(batches(split, 20, AugmentConfig(alternate=True), 0, 1))
+    assert torch.equal(images, split.images[labels])
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [NONE, ALL, AugmentConfig(flip=True, alternate=True, shift=2, fill="reflect"), AugmentConfig(crop=[5])],
+    ids=["plain", "all", "reflect", "crop"],
+)
+def test_batches_lie_pixel_by_pixel(augmentation: AugmentConfig) -> None:
+    split = numbered(50)
+    split = replace(split, images=split.images.contiguous(memory_format=torch.channels_last))
+    for images, _ in batches(split, 16, augmentation, 0, 1):
+        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 # load -----------------------------------------------------------------------------------------------------------
@@ -221,6 +266,25 @@ def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     assert load(SPEC, val.override({"seed": 5}), tmp_path / "plain").sha256 == plain
     assert load(SPEC, None, lay(tmp_path / "pixel", change=True)).sha256 != plain
     assert load(SPEC, None, lay(tmp_path / "label", label=3)).sha256 != plain
+
+
+def test_colour_images_lie_pixel_by_pixel_and_are_hashed_as_the_file_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout in memory is no part of the content: the sha256 is that of (N, C, H, W), as it always was."""
+    rng = np.random.default_rng(0)
+    train, test = (
+        (rng.integers(0, 256, (n, 3, 5, 4), dtype=np.uint8), np.arange(n, dtype=np.int64) % 10) for n in (60, 20)
+    )
+    monkeypatch.setattr("convlens.data.read", lambda *_: (train, test))
+    data = load(replace(DATASETS["cifar10"], counts=(60, 20), size=(5, 4)), Recipe().override({"data.val": 0.2}))
+    assert data.val is not None
+    for split, (images, labels) in ((data.train, train), (data.val, train), (data.test, test)):
+        for part in (split, split.first(10), split.take(torch.arange(3)), split.to(torch.device("cpu"))):
+            assert part.images.is_contiguous(memory_format=torch.channels_last)
+            assert not part.images.is_contiguous()
+        assert np.array_equal(split.images.numpy(), images[split.index.numpy()])
+        assert np.array_equal(split.labels.numpy(), labels[split.index.numpy()])
+    content = b"".join(array.tobytes() for array in (*train, *test))
+    assert data.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:

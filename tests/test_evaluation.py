@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convlens import Split, build, evaluate
-from convlens.evaluation import logits_of, metrics_of
+from convlens.evaluation import logits_of, metrics_of, views
 
 
 def random_answers(n: int, k: int, seed: int, absent: set[int], never: set[int]) -> tuple[Tensor, Tensor]:
@@ -124,3 +124,53 @@ def test_evaluate_is_the_metrics_of_the_logits(split: Split) -> None:
     model = build("lenet5", channels=1, classes=10, size=(28, 28))
     names = tuple("abcdefghij")
     assert evaluate(model, split, names) == metrics_of(logits_of(model, split), split.labels, names)
+
+
+# Views of an image ----------------------------------------------------------------------------------------------
+
+
+def slow_views(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """The logits of one image (C, H, W), averaged by hand over the views that each name stands for."""
+    pixels = image.numpy().astype(np.float32)
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    _, height, width = pixels.shape
+    up_left, down_right = padded[:, :height, :width], padded[:, 2:, 2:]
+
+    def answer(picture: np.ndarray) -> Tensor:
+        with torch.no_grad():
+            return model(torch.from_numpy(picture.copy())[None])[0]
+
+    def pair(picture: np.ndarray) -> Tensor:
+        return (answer(picture) + answer(picture[:, :, ::-1])) / 2
+
+    mirror = pair(pixels)
+    return {"mirror": mirror, "mirror-shift": mirror / 2 + (pair(up_left) + pair(down_right)) / 4}
+
+
+@pytest.mark.parametrize("tta", ["mirror", "mirror-shift"])
+def test_logits_averaged_over_views(tta: str, split: Split) -> None:
+    model = build("vgg", channels=1, classes=10, size=(28, 28), args={"widths": [4, 6], "convs": 1})
+    got = logits_of(model, split, tta=tta)
+    by_hand = torch.stack([slow_views(model.eval(), image)[tta] for image in split.images])
+    torch.testing.assert_close(got, by_hand, atol=1e-5, rtol=1e-5)
+    assert (got - logits_of(model, split)).abs().max() > 1e-3
+    torch.testing.assert_close(logits_of(model, split, batch_size=10, tta=tta), got, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_views_add_up_to_one(split: Split) -> None:
+    images = split.images[:3]
+    for tta, count in (("none", 1), ("mirror", 2), ("mirror-shift", 6)):
+        weighted = views(tta)
+        assert sum(weight for weight, _ in weighted) == 1
+        seen = [view(images) for _, view in weighted]
+        assert len(seen) == count
+        assert all(view.shape == images.shape for view in seen)
+        assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_without_views_the_logits_are_the_plain_ones(split: Split) -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28)).eval()
+    with torch.no_grad():
+        assert torch.equal(logits_of(model, split, tta="none"), model(split.images))
+    assert evaluate(model, split, tta="none") == evaluate(model, split)
+    assert evaluate(model, split, tta="mirror") == metrics_of(logits_of(model, split, tta="mirror"), split.labels)

@@ -67,8 +67,10 @@ VALUES = st.recursive(
 def recipes() -> st.SearchStrategy[Recipe]:
     optim = st.builds(
         OptimConfig,
-        name=st.sampled_from(["sgd", "adam", "adamw", "rmsprop"]),
+        name=st.sampled_from(["sgd", "adam", "adamw", "rmsprop", "muon"]),
         lr=st.floats(0, 1e30) | st.integers(0, 100),
+        linear_lr=st.floats(0, 1e30),
+        bias_lr=st.floats(0, 1e30),
         momentum=st.floats(0.001, 0.9999),
         nesterov=st.booleans(),
         beta1=st.floats(0, 0.9999),
@@ -91,6 +93,8 @@ def recipes() -> st.SearchStrategy[Recipe]:
         patience=st.integers(0, 10_000),
         device=TEXT,
         precision=st.sampled_from(["auto", "fp32", "bf16"]),
+        compile=st.sampled_from(["auto", "on", "off"]),
+        tta=st.sampled_from(["none", "mirror", "mirror-shift"]),
         model=st.builds(
             ModelConfig,
             name=TEXT,
@@ -99,7 +103,15 @@ def recipes() -> st.SearchStrategy[Recipe]:
         ),
         optim=optim,
         loss=st.builds(LossConfig, name=st.sampled_from(["cross-entropy", "mse"]), label_smoothing=SHARE),
-        augment=st.builds(AugmentConfig, flip=st.booleans(), shift=st.integers(0, 1024), cutout=st.integers(0, 1024)),
+        augment=st.builds(
+            AugmentConfig,
+            flip=st.booleans(),
+            alternate=st.booleans(),
+            shift=st.integers(0, 1024),
+            fill=st.sampled_from(["black", "reflect"]),
+            cutout=st.integers(0, 1024),
+            crop=st.lists(st.integers(1, 1024), max_size=4),
+        ),
         data=st.builds(DataConfig, val=st.floats(0.01, 0.9), test_each_epoch=st.booleans()),
     )
 
@@ -109,6 +121,18 @@ def recipes() -> st.SearchStrategy[Recipe]:
 def test_any_recipe_survives_a_file(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(path) == recipe
+
+
+def test_whole_numbers_stay_whole_and_numbers_may_be_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("tta = 'mirror'\n[augment]\ncrop = [24, 32]\n[optim]\nname = 'muon'\nbias_lr = 25\nstep_at = [1]\n")
+    recipe = Recipe.from_toml(path)
+    assert recipe == Recipe(
+        tta="mirror", augment=AugmentConfig(crop=[24, 32]), optim=OptimConfig("muon", bias_lr=25.0, step_at=[1.0])
+    )
+    assert [type(side) for side in recipe.augment.crop] == [int, int]
+    path.write_text(recipe.to_toml())
     assert Recipe.from_toml(path) == recipe
 
 
@@ -215,6 +239,16 @@ def test_key_that_is_like_no_other() -> None:
         ("model.args", [1], "model.args must be a table, not [1]"),
         ("data.val", 0.95, "data.val must be 0 to 0.9, not 0.95"),
         ("augment.shift", 1.5, "augment.shift must be a whole number, not 1.5"),
+        ("augment.crop", 24, "augment.crop must be a list, not 24"),
+        ("augment.crop", [24.0, 32], "augment.crop must be a list of whole numbers, not [24.0, 32]"),
+        ("augment.crop", [True], "augment.crop must be a list of whole numbers, not [True]"),
+        ("augment.crop", ["24"], "augment.crop must be a list of whole numbers, not ['24']"),
+        ("augment.crop", [24, 0], "augment.crop must be 1 to 1024, not 0"),
+        ("augment.fill", "white", "unknown augment.fill 'white'; there are: black, reflect"),
+        ("optim.linear_lr", -1, "optim.linear_lr must be 0 or more"),
+        ("optim.bias_lr", math.inf, "optim.bias_lr must be 0 or more, but finite"),
+        ("compile", True, "compile must be one of auto, on, off, not True"),
+        ("tta", "miror", "unknown tta 'miror'; did you mean 'mirror'?"),
     ],
 )
 def test_values_that_do_not_fit(key: str, value: Any, words: str) -> None:

@@ -188,3 +188,22 @@ def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> N
         list(advance(run, data))
     assert len(list(advance(run, data, device="cpu"))) == 2
     assert finish(run, data, plots=False, device="cpu").images == len(data.test)
+
+
+@pytest.mark.parametrize("tta", ["mirror", "mirror-shift"])
+def test_views_are_measured_beside_the_plain_accuracy(tta, data, tmp_path) -> None:
+    run = fit(replace(RECIPE, epochs=1, tta=tta), data, tmp_path)
+    model = run.model_file().model
+    plain, averaged = evaluate(model, data.test), evaluate(model, data.test, tta=tta)
+    assert run.metrics["test"]["loss"] == pytest.approx(plain.loss, rel=1e-6)
+    assert run.metrics["test"]["accuracy"] == plain.accuracy
+    assert run.metrics["tta"] == {
+        "views": tta,
+        "accuracy": averaged.accuracy,
+        "loss": pytest.approx(averaged.loss, rel=1e-6),
+    }
+    assert averaged.loss != plain.loss
+
+
+def test_without_views_none_are_measured(finished: Run) -> None:
+    assert "tta" not in finished.metrics

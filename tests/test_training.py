@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from convlens import Data, Epoch, InputSpec, Split, build, evaluate, train
 from convlens.data import batches
 from convlens.errors import UserError
 from convlens.recipe import AugmentConfig, LossConfig, OptimConfig, Recipe
-from convlens.training import CHECK_EVERY, Position
+from convlens.training import CHECK_EVERY, Position, augmentation, lr_share
 from interruptions import stop_after
 
 
@@ -46,7 +47,9 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([value.flatten().double() for value in model.state_dict().values()])
 
 
-AUGMENTED = Recipe(epochs=3, batch_size=8, seed=3, augment=AugmentConfig(flip=True, shift=1, cutout=3))
+AUGMENTED = Recipe(
+    epochs=3, batch_size=8, seed=3, precision="fp32", augment=AugmentConfig(flip=True, shift=1, cutout=3)
+)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ AUGMENTED = Recipe(epochs=3, batch_size=8, seed=3, augment=AugmentConfig(flip=Tr
     [
         (OptimConfig("sgd", 0.05, momentum=0.0), lambda _t: 0.05),
         (
-            OptimConfig("sgd", 0.1, 0.9, nesterov=True, weight_decay=0.01, schedule="one-cycle", warmup=0.25),
+            OptimConfig("sgd", 0.1, momentum=0.9, nesterov=True, weight_decay=0.01, schedule="one-cycle", warmup=0.25),
             lambda t: 0.1 * (t / 0.25 if t < 0.25 else 1 - (t - 0.25) / 0.75),
         ),
         (
@@ -262,9 +265,12 @@ def test_a_loss_that_is_not_finite_ends_with_a_remedy() -> None:
     recipe = replace(AUGMENTED, optim=OptimConfig("sgd", 1e30, momentum=0.0, schedule="cosine"))
     losses: list[float] = []
     model = make_model()
-    model.register_forward_hook(
-        lambda _m, _x, logits: losses.append(float(logits.detach().logsumexp(1).mean()))  # finite as the loss is
-    )
+
+    def note(model: nn.Module, _images: Any, logits: Tensor) -> None:
+        if model.training:  # and not where a copy of it is counted
+            losses.append(float(logits.detach().logsumexp(1).mean()))  # finite as the loss is
+
+    model.register_forward_hook(note)
     with pytest.raises(UserError) as caught:
         list(train(model, data, recipe))
     step = next(i for i, value in enumerate(losses) if not math.isfinite(value))
@@ -295,7 +301,9 @@ def test_a_diverged_run_is_not_trained_to_the_end_of_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])
-@pytest.mark.parametrize(("name", "lr"), [("sgd", 0.05), ("adam", 0.02), ("adamw", 0.02), ("rmsprop", 0.005)])
+@pytest.mark.parametrize(
+    ("name", "lr"), [("sgd", 0.05), ("adam", 0.02), ("adamw", 0.02), ("rmsprop", 0.005), ("muon", 0.05)]
+)
 def test_everything_learns_what_is_easy(name: str, lr: float, schedule: str) -> None:
     data, model = make_data(60), make_model(seed=1)
     assert evaluate(model, data.test).accuracy < 0.7
@@ -315,3 +323,92 @@ def test_bfloat16_is_close_to_full_precision() -> None:
     assert weights(rough).dtype == weights(exact).dtype
     assert not torch.equal(weights(exact), weights(rough))
     assert told[0].loss == pytest.approx(told[1].loss, rel=0.02)
+
+
+def test_bfloat16_learns_what_is_easy() -> None:
+    data, model = make_data(60), make_model(seed=1)
+    recipe = Recipe(epochs=10, batch_size=10, precision="bf16", optim=OptimConfig("sgd", 0.05))
+    epochs = list(train(model, data, recipe))
+    assert epochs[-1].loss < 0.7 * epochs[0].loss
+    assert evaluate(model, data.test).accuracy >= 0.95
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize(("native", "same_as"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_one_of_the_two(native: bool, same_as: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlens.device.BF16_FROM", 1)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    data, ends = make_data(), []
+    for precision in ("auto", same_as):
+        model = make_model()
+        list(train(model, data, replace(AUGMENTED, epochs=1, precision=precision)))
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_each_group_follows_the_schedule_from_its_own_peak() -> None:
+    optim = OptimConfig("muon", 0.1, linear_lr=0.02, bias_lr=3.0, schedule="one-cycle", warmup=0.25)
+    recipe = replace(AUGMENTED, optim=optim)
+    rates: list[list[float]] = []
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in todo:
+            yield batch
+            rates.append([group["lr"] for group in at.optimizer.param_groups])  # of the step that was just done
+
+    epochs = list(train(make_model(), make_data(), recipe, watch=watch))
+    shares = [lr_share(recipe, epoch, step, 6) for epoch in (1, 2, 3) for step in range(6)]
+    assert rates == [pytest.approx([0.1 * share, 0.02 * share, 3.0 * share]) for share in shares]
+    assert [epoch.lr for epoch in epochs] == pytest.approx([0.1 * shares[i] for i in (5, 11, 17)])
+    middles = [(i + 0.5) / 18 for i in range(18)]
+    assert shares == pytest.approx([t / 0.25 if t < 0.25 else 1 - (t - 0.25) / 0.75 for t in middles])
+
+
+@pytest.mark.parametrize(
+    ("sides", "epochs", "expected"),
+    [
+        ([2, 3], 4, [2, 2, 3, 3]),
+        ([2, 3], 5, [2, 2, 3, 3, 3]),
+        ([2, 3], 2, [2, 3]),
+        ([9, 10, 11], 3, [9, 10, 11]),
+        ([9, 10, 11], 7, [9, 9, 9, 10, 10, 11, 11]),
+        ([9], 3, [9, 9, 9]),
+    ],
+)
+def test_sides_of_crops_are_spread_over_the_epochs(sides: list[int], epochs: int, expected: list[int]) -> None:
+    recipe = Recipe(epochs=epochs, augment=AugmentConfig(flip=True, shift=1, crop=sides))
+    got = [augmentation(recipe, epoch, flip_ok=True) for epoch in range(1, epochs + 1)]
+    assert got == [AugmentConfig(flip=True, shift=1, crop=[side]) for side in expected]
+    assert not augmentation(recipe, 1, flip_ok=False).flip
+    plain = Recipe(epochs=epochs, augment=AugmentConfig(shift=1))
+    assert augmentation(plain, epochs, flip_ok=True) == AugmentConfig(shift=1)
+
+
+def test_training_on_growing_crops() -> None:
+    seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in todo:
+            seen.append((at.epoch, tuple(images.shape[2:])))
+            yield images, labels
+
+    recipe = replace(AUGMENTED, batch_size=46, epochs=4, augment=AugmentConfig(crop=[8, 10]))
+    list(train(make_model(), make_data(), recipe, watch=watch))
+    assert seen == [(1, (8, 8)), (2, (8, 8)), (3, (10, 10)), (4, (10, 10))]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+# torch's own compiler imports what torch itself calls deprecated
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_it_learns_the_same() -> None:
+    data, told = make_data(), []
+    for choice in ("off", "on"):
+        model = make_model()
+        optim = OptimConfig("sgd", 0.02, momentum=0.9)
+        epochs = list(train(model, data, replace(AUGMENTED, compile=choice, optim=optim)))  # type: ignore[arg-type] # one of the two
+        told.append(([epoch.loss for epoch in epochs], weights(model)))
+        assert not any("_orig_mod" in key for key in model.state_dict())
+    assert told[0][0] == pytest.approx(told[1][0], rel=1e-3)
+    torch.testing.assert_close(told[0][1], told[1][1], atol=1e-3, rtol=1e-3)

@@ -42,7 +42,7 @@ def shift(images: Tensor, pixels: int, generator: Generator, fill: str = "black"
     if fill == "reflect":
         high, wide = min(pixels, height - 1), min(pixels, width - 1)
         rows, columns = (_reflected(n, pad, images.device) for n, pad in ((height, high), (width, wide)))
-        padded = images[:, :, rows][:, :, :, columns]
+        padded = images.permute(0, 2, 3, 1)[:, rows[:, None], columns].permute(0, 3, 1, 2)  # keeps the pixels together
     else:
         high = wide = pixels
         padded = F.pad(images, (pixels,) * 4)
@@ -72,7 +72,7 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
     x = torch.arange(width, device=images.device)
     inside_y = (y >= top) & (y < top + high)
     inside_x = (x >= left) & (x < left + wide)
-    return images.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0)
+    return torch.where((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0, images)  # keeps the layout
 
 
 def _reflected(n: int, pad: int, device: torch.device) -> Tensor:

@@ -25,6 +25,6 @@ def training_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     gradient (the pixels, a fixed first layer)."""
     model = copy.deepcopy(model).train()
     counter = FlopCounterMode(display=False)
-    with counter:
+    with torch.random.fork_rng(), counter:  # dropout draws
         F.cross_entropy(model(images), labels).backward()
     return counter.get_total_flops() // len(images)

@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
     def _step_filters(self, filters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = self._nesterov(filters, [p.grad for p in filters if p.grad is not None], group["momentum"])
         for p, gradient in zip(filters, gradients, strict=True):
-            p.mul_(len(p) ** 0.5 / p.norm())
+            p.mul_(len(p) ** 0.5 / p.norm().clamp_min(1e-7))
             p.sub_(orthogonal(gradient.flatten(1)).view(p.shape), alpha=group["lr"])
 
     def _step_rest(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

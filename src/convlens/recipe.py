@@ -38,8 +38,6 @@ class OptimConfig:
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "sgd"
     lr: float = _number(0.1, 0)
-    linear_lr: float = _number(0.0, 0)  # of linear layers' weights; 0: lr
-    bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
     momentum: float = _number(0.9, 0, 0.9999)  # SGD and RMSprop
     nesterov: bool = False
     beta1: float = _number(0.9, 0, 0.9999)  # Adam and AdamW
@@ -52,6 +50,8 @@ class OptimConfig:
     # shares of the run where `step` multiplies
     step_at: list[float] = field(default_factory=lambda: [0.5, 0.75], metadata={"low": 0, "high": 1})
     step_factor: float = _number(0.1, 0, 1)
+    linear_lr: float = _number(0.0, 0)  # of linear layers' weights; 0: lr
+    bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class AugmentConfig:
     """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless."""
 
     flip: bool = False
-    alternate: bool = False  # flip: a coin for each image once, then its other side every second epoch
     shift: int = _number(0, 0, 1024)  # pixels, in both directions
-    fill: Literal["black", "reflect"] = "black"  # what a shift brings in
     cutout: int = _number(0, 0, 1024)  # side of the erased square in pixels
-    # Sides of random squares to train on, spread evenly over the epochs: [24, 28, 32]; none: whole images
+    alternate: bool = False  # flip: a coin for each image once, then its other side every second epoch
+    fill: Literal["black", "reflect"] = "black"  # what a shift brings in
+    # Sides of random squares to train on, spread evenly over the epochs, the last to the end: [24, 28, 32];
+    # none: whole images
     crop: list[int] = field(default_factory=list, metadata={"low": 1, "high": 1024})
 
 

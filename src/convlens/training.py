@@ -83,7 +83,7 @@ def train(
     stop = stop or threading.Event()
     flops = forward_flops(model, split.images[:1])
     precision = pick_precision(recipe.precision, device, flops)
-    forward = compiled(model, recipe, flops * len(split) * recipe.epochs)
+    forward = torch.compile(model) if compiles(recipe, device, flops * len(split) * recipe.epochs) else model
     keep_memory()
     at = Position(
         1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
@@ -142,18 +142,16 @@ def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
 def augmentation(recipe: Recipe, epoch: int, flip_ok: bool) -> AugmentConfig:
     """What is done to the images of one epoch (from 1): no flips where the data set forbids them, one side to crop."""
     config, sides = recipe.augment, recipe.augment.crop
-    side = sides[(epoch - 1) * len(sides) // recipe.epochs : (epoch - 1) * len(sides) // recipe.epochs + 1]
-    return replace(config, flip=config.flip and flip_ok, crop=side)
+    last = len(sides) - 1
+    side = sides[last - (recipe.epochs - epoch) * len(sides) // recipe.epochs] if sides else None
+    return replace(config, flip=config.flip and flip_ok, crop=[side] if side else [])
 
 
-def compiled(model: nn.Module, recipe: Recipe, run_flops: float) -> Callable[[Tensor], Tensor]:
-    """The model, through torch.compile where the recipe says so. `auto` compiles on a GPU where the forward passes of
-    the run are so much arithmetic that the half minute or so that compiling takes is won back."""
-    device = next(model.parameters()).device
-    worth_it = device.type == "cuda" and run_flops > COMPILE_FROM
-    if recipe.compile == "off" or (recipe.compile == "auto" and not worth_it):
-        return model
-    return torch.compile(model)
+def compiles(recipe: Recipe, device: torch.device, run_flops: float) -> bool:
+    """Whether the model goes through torch.compile: where the recipe says so, and with `auto` on a GPU where the
+    forward passes of the run are so much arithmetic that the half minute or so of compiling is won back. On a CPU it
+    was not: kernels that dominate a step are the same, and what it fuses is cheap once memory is kept."""
+    return recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda" and run_flops > COMPILE_FROM)
 
 
 def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:

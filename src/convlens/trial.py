@@ -26,17 +26,22 @@ from torch import Tensor  # noqa: E402
 
 from .data import Data, load  # noqa: E402
 from .device import Timer, pick_device, pick_precision  # noqa: E402
+from .errors import UserError  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .flops import forward_flops, training_flops  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 from .run import make_model  # noqa: E402
-from .training import Position, augmentation, train  # noqa: E402
+from .training import Position, augmentation, compiles, train  # noqa: E402
 
 
-def trial(
-    recipe: Recipe, data: Data, to_accuracy: float | None = None, look_each_epoch: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Train and yield the lines. `to_accuracy` ends the run after the first epoch whose test accuracy reaches it."""
+def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Iterator[dict[str, Any]]:
+    """Train and yield the lines. `to_accuracy` ends the run after the first epoch whose test accuracy reaches it.
+
+    Raises:
+        UserError: a recipe without epochs, or a loss that is not finite.
+    """
+    if recipe.epochs == 0:
+        raise UserError("a recipe of 0 epochs has nothing to measure: set epochs to 1 or more")
     device = pick_device(recipe.device)
     preparing = Timer(device)
     data = data.to(device)
@@ -50,7 +55,7 @@ def trial(
             yield batch
 
     accuracy, seen = 0.0, 0
-    look_each_epoch = look_each_epoch or to_accuracy is not None
+    look_each_epoch = recipe.data.test_each_epoch or to_accuracy is not None
     for epoch in train(model, data, recipe, watch=watch):
         seconds["train"] += epoch.seconds
         seen += epoch.images
@@ -67,12 +72,15 @@ def trial(
             }
             if to_accuracy is not None and accuracy >= to_accuracy:
                 break
-    if recipe.compile == "on" and len(stamps) > 2:  # the first step compiles; the others say what it takes otherwise
+    forward = forward_flops(model, data.train.images[:1])
+    if (
+        compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2
+    ):  # the first step compiles; the others say what it takes otherwise
         steps = [after - before for before, after in itertools.pairwise(stamps)]
         seconds["compile"] = max(steps[0] - statistics.median(steps[1:]), 0.0)
         seconds["train"] -= seconds["compile"]
     flops = run_flops(recipe, data)
-    precision = pick_precision(recipe.precision, device, forward_flops(model, data.train.images[:1]))
+    precision = pick_precision(recipe.precision, device, forward)
     yield {
         "peer": "convlens",
         "seconds": seconds,
@@ -142,6 +150,14 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     imported = time.perf_counter() - STARTED
+    try:
+        _report(options, imported)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _report(options: argparse.Namespace, imported: float) -> None:
     recipe = replace(Recipe.from_toml(options.recipe), seed=options.seed)
     loading = time.perf_counter()
     data = load(options.data, recipe, options.data_dir, options.limit)
