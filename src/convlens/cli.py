@@ -33,6 +33,7 @@ def main() -> None:
     if not _one_of_several():
         _main()
     else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what fails is said once, and not by torch's C++
         from .distributed import joined
 
         joined(_main)

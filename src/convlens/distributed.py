@@ -8,6 +8,7 @@ error everybody's, such that nobody waits for a process that has gone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -132,8 +133,8 @@ def parallel(model: nn.Module) -> nn.Module:
     if world() == 1:
         return model
     for layer in model.modules():
-        if type(layer) in _SYNCED:
-            layer.__class__ = _SYNCED[type(layer)]
+        if type(layer) in _synced():
+            layer.__class__ = _synced()[type(layer)]
     # A filter of one channel or one pixel lies in memory the same way by two accounts, which DDP says is slow
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = next(model.parameters()).device
@@ -147,7 +148,6 @@ def parallel(model: nn.Module) -> nn.Module:
 class _Synced(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batch of all processes; torch's own SyncBatchNorm takes tensors on a GPU only."""
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world() == 1 or _whole:
             return super().forward(x)
@@ -162,9 +162,12 @@ class _Synced(nn.modules.batchnorm._BatchNorm):
         return y
 
 
-_SYNCED: dict[type, type] = {
-    kind: type(kind.__name__, (_Synced, kind), {}) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-}
+@functools.cache
+def _synced() -> dict[type, type]:
+    """For each kind of batch norm the one that takes its place."""
+    forward = torch.compiler.disable(_Synced.forward)  # not said above: it takes two seconds to import
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return {kind: type(kind.__name__, (_Synced, kind), {"forward": forward}) for kind in kinds}
 
 
 class _Normalize(torch.autograd.Function):
@@ -219,7 +222,7 @@ def joined(program: Callable[[], None]) -> None:
     )
     streams = sys.stdout, sys.stderr
     code: Any = FAILED
-    said = ""
+    said, lost = "", False
     with Path(os.devnull).open("w") as nowhere:
         if me:
             sys.stdout = sys.stderr = nowhere
@@ -233,7 +236,8 @@ def joined(program: Callable[[], None]) -> None:
         except Exception as error:
             sys.stdout, sys.stderr = streams
             told = _told(store)
-            if told is None and not _is_lost(error):
+            lost = told is None and _is_lost(error)
+            if not told and not lost:
                 traceback.print_exc()
                 said = f"process {me} of {dist.get_world_size()} failed: {error!r}"
             else:
@@ -246,20 +250,24 @@ def joined(program: Callable[[], None]) -> None:
         if said:
             store.compare_set("failed", "", json.dumps([said, code]))
         dist.destroy_process_group()  # who waits for this process in vain learns it now
-        if me == 0:
-            store.set("ended", "")
-        elif code:
-            _wait_for_main(store, said)
+        if code and not lost:
+            _leave(store, me, said)
     sys.exit(code)
 
 
-def _wait_for_main(store: Any, said: str) -> None:
-    """torchrun ends all processes as soon as one has failed: the main one must have had its say."""
+def _leave(store: Any, me: int, said: str) -> None:
+    """torchrun ends all processes as soon as one has failed: the main one must have had its say before. It may also be
+    the one that keeps the store, so it waits for the others in turn."""
+    if me == 0:
+        store.set("said", "")
+        store.wait([f"left {other}" for other in range(1, int(os.environ["WORLD_SIZE"]))], PATIENCE)
+        return
     try:
-        store.wait(["ended"], PATIENCE)
+        store.wait(["said"], PATIENCE)
     except RuntimeError:
         if said:
             print(f"convlens: {said}", file=sys.stderr)
+    store.set(f"left {me}", "")
 
 
 def _told(store: Any) -> tuple[str, int] | None:

@@ -142,10 +142,12 @@ def train(
 
 
 def _stopped(stop: threading.Event) -> bool:
-    """Whether it is set, in this process or in another: then it is in all."""
-    if most(stop.is_set()):
+    """Whether it is set, in this process or in another: then it is in all. It may be set while this runs; what the
+    processes told each other counts, else they would part."""
+    stopped = bool(most(stop.is_set()))
+    if stopped:
         stop.set()
-    return stop.is_set()
+    return stopped
 
 
 def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
