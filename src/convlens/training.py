@@ -86,9 +86,8 @@ def train(
     stop = stop or threading.Event()
     flops = forward_flops(model, split.images[:1])
     precision = on_main(pick_precision, recipe.precision, device, flops)
-    forward = parallel(model)
-    if compiles(recipe, device, flops * len(split) * recipe.epochs):
-        forward = torch.compile(forward)
+    whole = parallel(model)
+    forward = torch.compile(whole) if compiles(recipe, device, flops * len(split) * recipe.epochs) else whole
     keep_memory()
     at = Position(
         1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
