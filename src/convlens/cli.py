@@ -30,6 +30,21 @@ app = typer.Typer(
 
 def main() -> None:
     """The program. Exit codes: 0 done, 1 failed, 2 usage or data, 3 a gate said no, 130 and 143 interrupted."""
+    if not _one_of_several():
+        _main()
+    else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what fails is said once, and not by torch's C++
+        from .distributed import joined
+
+        joined(_main)
+
+
+def _one_of_several() -> bool:
+    """Whether torchrun, or what sets the same variables, started this process and others beside it."""
+    return {"RANK", "MASTER_ADDR"} <= os.environ.keys() and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     sys.path.append(str(Path.cwd()))  # so that -m my_file:network finds the file beside one
@@ -56,9 +71,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def convlens(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback does it all
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     """From images to a convolutional network that you can trust."""
+    if context.invoked_subcommand != "train" and _one_of_several():
+        raise UserError(f"torchrun starts `convlens train` only; run convlens {context.invoked_subcommand} by itself")
 
 
 @app.command()
@@ -168,6 +188,7 @@ def train(
     }
     from .data import load
     from .device import pick_device
+    from .distributed import in_turn, on_main
     from .models import find_builder
     from .run import Run, start
     from .session import recipe_from, train_to_the_end
@@ -184,7 +205,7 @@ def train(
             raise UserError(f"the run {resume} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
         if model not in (None, own):
             raise UserError(f"the run {resume} trains {own}, not {model}")
-        loaded = run.load_data(data_dir)
+        loaded = in_turn(run.load_data, data_dir)
     elif finish:
         raise UserError("--finish goes with --resume RUN")
     else:
@@ -195,8 +216,8 @@ def train(
         if data is None:
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
         find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
-        loaded = load(data, made, data_dir, limit)
-        run = start(made, loaded, out, name)
+        loaded = in_turn(load, data, made, data_dir, limit)
+        run = on_main(start, made, loaded, out, name)
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
 
 

@@ -19,13 +19,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU.
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; under torchrun every process has a GPU of its own.
 
     Raises:
         UserError: the named device is not on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else name
     try:
         device = torch.device(name)
         if device.type == "meta":

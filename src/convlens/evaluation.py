@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .data import Split
 from .device import keep_memory
+from .distributed import gathered, portion
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(mode)
 
 
-def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, tta: str = "none") -> Tensor:
+def logits_of(
+    model: nn.Module, split: Split, batch_size: int = 1000, tta: str = "none", sharded: bool = False
+) -> Tensor:
     """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
 
     A split of its own device is moved to the model's batch by batch. `tta` averages over views of every image: `mirror`
     it and its mirror image; `mirror-shift` gives the same pair, moved by one pixel along both diagonals, half of the
-    weight (Jordan, arXiv:2404.00498).
+    weight (Jordan, arXiv:2404.00498). `sharded` lets each of the processes that train together take its share of the
+    images; all get all logits, and all must call it.
     """
     keep_memory()
+    images = portion(split.images) if sharded else split.images
     device, weighted = next(model.parameters()).device, views(tta)
 
     def answer(images: Tensor) -> Tensor:
         return torch.stack([weight * model(view(images)).float() for weight, view in weighted]).sum(0).cpu()
 
     with evaluating(model), torch.inference_mode():
-        return torch.cat([answer(images.to(device)) for images in split.images.split(batch_size)])
+        logits = torch.cat([answer(part.to(device)) for part in images.split(batch_size)])
+    return gathered(logits, len(split)) if sharded else logits
 
 
 def views(tta: str) -> list[tuple[float, Callable[[Tensor], Tensor]]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data import Data, Split
 from .device import pick_device
+from .distributed import on_main
 from .errors import FAILED, UserError
 from .evaluation import Metrics, logits_of, metrics_of
 from .files import write_json, write_whole
@@ -61,15 +62,13 @@ def advance(
 def _advance(
     run: Run, data: Data, stop: threading.Event | None, watch: Watch | None, device: str | None
 ) -> Iterator[dict[str, Any]]:
-    recipe = run.recipe if device is None else replace(run.recipe, device=device)
+    recipe = _recipe(run, device)
     data = data.to(pick_device(recipe.device))
     model = make_model(recipe, data)
-    saved = checkpoint.read(run.last)
-    if saved is None and run.history:
-        raise UserError(f"{run.last} is missing, so the run cannot be taken up where it stood; start a new one", FAILED)
+    saved = on_main(_saved, run)
     notes: dict[str, Any] = saved.notes if saved else {"history": [], "best": None, "ended": False}
     history: list[dict[str, Any]] = notes["history"]
-    _write_history(run, history)
+    on_main(_write_history, run, history)
     if notes["ended"]:
         return
 
@@ -84,7 +83,7 @@ def _advance(
                 row |= _look(model, data.val, recipe, "val")
                 if notes["best"] is None or row["val_loss"] < notes["best"]["val_loss"]:
                     notes["best"] = {"epoch": epoch.index, "val_loss": row["val_loss"]}
-                    checkpoint.save(run.best, model, None, notes["best"])
+                    on_main(checkpoint.save, run.best, model, None, notes["best"])
             if recipe.data.test_each_epoch:
                 row |= _look(model, data.test, recipe, "test")
             row |= {"lr": epoch.lr, "seconds": epoch.seconds, "images_per_second": epoch.images / epoch.seconds}
@@ -92,9 +91,9 @@ def _advance(
             best = notes["best"]["epoch"] if notes["best"] else epoch.index
             tired = recipe.patience > 0 and epoch.index - best >= recipe.patience
             notes["ended"] = tired or epoch.index == recipe.epochs
-        checkpoint.save(run.last, model, epoch.position, notes)
+        on_main(checkpoint.save, run.last, model, epoch.position, notes)
         if epoch.complete:
-            _write_history(run, history)
+            on_main(_write_history, run, history)
             yield row
         if notes["ended"]:
             return
@@ -108,12 +107,22 @@ def finish(run: Run, data: Data, plots: bool = True, device: str | None = None) 
 
 
 def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
-    recipe = run.recipe
+    recipe = _recipe(run)
     model, epoch = kept_model(run, data, device)
-    logits = logits_of(model, data.test)
+    logits = logits_of(model, data.test, sharded=True)
     test = metrics_of(logits, data.test.labels.cpu(), data.classes)
     _require_finite(test.loss, f"the test loss of the weights of epoch {epoch}")
-    history = run.history
+    tta = None
+    if recipe.tta != "none":  # beside the plain accuracy, which is what the model file alone gives
+        tta = metrics_of(logits_of(model, data.test, tta=recipe.tta, sharded=True), data.test.labels.cpu())
+    on_main(_write_results, run, data, model, epoch, logits, test, tta, plots)
+    return test
+
+
+def _write_results(
+    run: Run, data: Data, model: nn.Module, epoch: int, logits: Tensor, test: Metrics, tta: Metrics | None, plots: bool
+) -> None:
+    recipe, history = run.recipe, run.history
     measured = {
         "epoch": epoch,
         "epochs": len(history),
@@ -121,8 +130,7 @@ def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
         "parameters": sum(p.numel() for p in model.parameters()),
         "test": test.to_dict(),
     }
-    if recipe.tta != "none":  # beside the plain accuracy, which is what the model file alone gives
-        tta = metrics_of(logits_of(model, data.test, tta=recipe.tta), data.test.labels.cpu(), data.classes)
+    if tta:
         measured["tta"] = {"views": recipe.tta, "accuracy": tta.accuracy, "loss": tta.loss}
     golden = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
     images = data.test.images[golden].cpu()
@@ -146,14 +154,13 @@ def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
         from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
 
         draw_run(run.path / "plots", model, data, history, logits, test)
-    return test
 
 
 def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:
     """The model with the weights that count, and the epoch they are of. Raises UserError before the first epoch."""
-    recipe = run.recipe if device is None else replace(run.recipe, device=device)
+    recipe = _recipe(run, device)
     model = make_model(recipe, data)
-    kept = checkpoint.read(run.best if data.val else run.last)
+    kept = on_main(checkpoint.read, run.best if data.val else run.last)
     if kept is None:
         if recipe.epochs == 0:
             return model, 0
@@ -162,10 +169,23 @@ def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Modu
     return model, kept.notes["epoch"] if data.val else len(kept.notes["history"])
 
 
+def _recipe(run: Run, device: str | None = None) -> Recipe:
+    recipe = on_main(lambda: run.recipe)
+    return recipe if device is None else replace(recipe, device=device)
+
+
+def _saved(run: Run) -> checkpoint.Checkpoint | None:
+    """What the run is to be taken up from; None where it has not begun."""
+    saved = checkpoint.read(run.last)
+    if saved is None and run.history:
+        raise UserError(f"{run.last} is missing, so the run cannot be taken up where it stood; start a new one", FAILED)
+    return saved
+
+
 def _look(model: nn.Module, split: Split, recipe: Recipe, prefix: str) -> dict[str, float]:
     """Loss and accuracy on a split: the recipe's own loss, so that it lies on the same axis as the training's, but
     without label smoothing and penalties, which are means of training and no part of the result."""
-    logits, labels = logits_of(model, split), split.labels.cpu()
+    logits, labels = logits_of(model, split, sharded=True), split.labels.cpu()
     loss = objective(model, LossConfig(recipe.loss.name))(logits, labels).item()
     _require_finite(loss, f"the loss on the {prefix} split")
     return {f"{prefix}_loss": loss, f"{prefix}_accuracy": (logits.argmax(1) == labels).double().mean().item()}

@@ -20,6 +20,7 @@ from torch import nn
 from . import checkpoint
 from .data import Data, load
 from .device import environment, pick_device
+from .distributed import on_main, world
 from .errors import UserError
 from .files import disk_error, write_json, write_whole
 from .modelfile import ModelFile, load_model
@@ -161,7 +162,7 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
             "data_dir": data.data_dir,
             "limit": data.limit,
         }
-        write_json(part / "environment.json", {**environment(device), "data": seen})
+        write_json(part / "environment.json", {**environment(device), "processes": world(), "data": seen})
         write_whole(part / "split.csv", _split_csv(data))
         for each in names:
             if (out / each).exists():
@@ -184,10 +185,16 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
 def only_one(run: Run) -> Iterator[None]:
     """Raises UserError where another process trains this run; the lock goes with its process, however that ends."""
     lock = filelock.FileLock(run.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise UserError(f"the run {run.path} is being trained by another process: wait for it, or stop it") from error
+
+    def take() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise UserError(
+                f"the run {run.path} is being trained by another process: wait for it, or stop it"
+            ) from error
+
+    on_main(take)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .console import duration, epoch_line, err, table, watcher
 from .data import Data
+from .distributed import most, on_main, rank
 from .fitting import advance, finish
 from .recipe import Recipe, parse_setting
 from .recipes import get_recipe
@@ -45,7 +46,7 @@ def train_to_the_end(
     """Train (or, with `no_more`, take the run as it stands), telling stderr how it goes; exits with 130 or 143 where it
     was interrupted, everything saved."""
     begun = time.perf_counter()
-    recipe = run.recipe
+    recipe = on_main(lambda: run.recipe)
     path = shlex.quote(str(run.path))
     own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named
     held = f", {len(data.val):,} held out" if data.val else ""
@@ -53,10 +54,13 @@ def train_to_the_end(
     with _stopping() as (stop, caught):
         for row in () if no_more else advance(run, data, stop, watcher(recipe), device):
             err.print(epoch_line(row, recipe.epochs))
-        if stop.is_set() and not run.ended:
+        number = most(caught[0] if caught else 0)
+        if number and not on_main(lambda: run.ended):
             err.print(f"interrupted; all is saved. Go on with: convlens train --resume {path}{own}")
-            sys.exit(128 + caught[0])
+            sys.exit(128 + number)
         metrics = finish(run, data, plots, device)
+    if rank():
+        return
     seconds, history = time.perf_counter() - begun, run.history
     if history:
         err.print(_history_table(history))
@@ -92,7 +96,7 @@ def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
     stop, caught = threading.Event(), list[int]()
 
     def handle(number: int, _frame: object) -> None:
-        if stop.is_set():
+        if caught:  # not `stop`, which another process of this training may have set
             sys.exit(128 + number)
         caught.append(number)
         stop.set()

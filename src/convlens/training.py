@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .data import Data, batches, steps_per_epoch
 from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
+from .distributed import mine, most, of_batch, on_main, parallel, rank
 from .errors import FAILED, UserError
 from .flops import forward_flops
 from .optim import make_optimizer, objective, schedule
@@ -67,6 +68,8 @@ def train(
     Epochs count from 1. The images are moved to the model's device. The order and the augmentation of a step come from
     (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
+    Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
+
     Args:
         resume: fills the position (and the model) from a checkpoint before the first step.
         stop: set from anywhere (a signal, a page), ends the epoch after the step under way; it is yielded incomplete.
@@ -82,8 +85,9 @@ def train(
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
     flops = forward_flops(model, split.images[:1])
-    precision = pick_precision(recipe.precision, device, flops)
-    forward = torch.compile(model) if compiles(recipe, device, flops * len(split) * recipe.epochs) else model
+    precision = on_main(pick_precision, recipe.precision, device, flops)
+    whole = parallel(model)
+    forward = torch.compile(whole) if compiles(recipe, device, flops * len(split) * recipe.epochs) else whole
     keep_memory()
     at = Position(
         1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
@@ -93,13 +97,15 @@ def train(
 
     while at.epoch <= recipe.epochs:
         timer, first = Timer(device), at.step
-        torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32))
-        if first:
+        # another process drops other units; the state that a checkpoint holds is the main one's
+        torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32, *((rank(), first) if rank() else ())))
+        if first and rank() == 0:
             set_random_state(device, at.random)
         model.train()
         changes = augmentation(recipe, at.epoch, data.flip_ok)
         todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
-        for images, labels in watch(todo, at) if watch else todo:
+        for batch in watch(todo, at) if watch else todo:
+            images, labels, weight = mine(*batch)
             share = lr_share(recipe, at.epoch, at.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
@@ -107,14 +113,15 @@ def train(
                 logits = forward(images)
             loss = loss_of(logits.float(), labels)
             optimizer.zero_grad()
-            loss.backward()
+            (loss if weight == 1 else loss * weight).backward()
             optimizer.step()
-            at.losses[at.step] = loss.detach()
-            at.correct += (logits.detach().argmax(1) == labels).sum()
+            right = (logits.detach().argmax(1) == labels).sum()
+            at.losses[at.step], right = of_batch(loss.detach(), right, weight)
+            at.correct += right
             at.step += 1
             if at.step % CHECK_EVERY == 0:
                 _require_finite(at, recipe, steps)
-            if stop.is_set():
+            if _stopped(stop):
                 break
         _require_finite(at, recipe, steps)
         seen = min(at.step * recipe.batch_size, len(split))
@@ -129,8 +136,17 @@ def train(
             at.losses.zero_(), at.correct.zero_()
         at.random = random_state(device)
         yield Epoch(index, done, loss_sum / seen, correct / seen, recipe.optim.lr * share, seconds, seen, at)
-        if stop.is_set():
+        if _stopped(stop):
             return
+
+
+def _stopped(stop: threading.Event) -> bool:
+    """Whether it is set, in this process or in another: then it is in all. It may be set while this runs; what the
+    processes told each other counts, else they would part."""
+    stopped = bool(most(stop.is_set()))
+    if stopped:
+        stop.set()
+    return stopped
 
 
 def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
