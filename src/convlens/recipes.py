@@ -144,8 +144,8 @@ SPEED_CIFAR10 = Recipe(
 SPEED_CIFAR10_70 = replace(
     SPEED_CIFAR10,
     name="speed-cifar10-70",
-    note="70 % of CIFAR-10 in one epoch on a CPU: speed-cifar10 with a narrow network, ReLU, small batches. Chosen on a "
-    "validation split (docs/speed.md); looks at the test set once.",
+    note="70 % of CIFAR-10 in one epoch on a CPU: speed-cifar10 with a narrow network, ReLU, small batches. Chosen on "
+    "a validation split (docs/speed.md); looks at the test set once.",
     epochs=1,
     batch_size=250,
     tta="none",
