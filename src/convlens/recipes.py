@@ -106,7 +106,14 @@ SPEED_MNIST = Recipe(
     batch_size=256,
     model=ModelConfig(
         "speednet",
-        args={"widths": [16, 32, 64], "convs": 1, "whiten": 0, "activation": "relu", "head": "flat"},
+        args={
+            "widths": [16, 32, 64],
+            "convs": 1,
+            "whiten": 0,
+            "activation": "relu",
+            "pool": ["stride", "max", "max"],
+            "head": "flat",
+        },
     ),
     optim=replace(_ONE_CYCLE, lr=0.6, linear_lr=0.1, bias_lr=2.0, warmup=0.2),
     loss=LossConfig(label_smoothing=0.1),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 from .articles import flat_size, stack
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -50,26 +50,30 @@ def speednet(
     whiten: int = 2,
     whiten_stride: int = 1,
     activation: str = "gelu",
-    pool: str = "max",
+    pool: str | Sequence[str] = "max",
     padding: int = 1,
     head: str = "max",
     momentum: float = 0.4,
 ) -> nn.Module:
     """A whitening convolution and a small batch-norm network. For every width `convs` times (3 x 3 convolution, batch
-    norm, activation), the first halving the sides; then one linear layer.
-    1,972,792 parameters as it stands on colour images.
+    norm, activation), the first halving the sides; then one linear layer. 1,972,792 parameters as it stands on colour
+    images.
 
     `whiten` is the side of the first layer's filters, 0 for none. `activation` relu, gelu or silu. `pool` max (max
-    pooling behind the first convolution of a width) or stride (that convolution has stride 2). `padding` is that of the
-    3 x 3 convolutions. `head` says what the linear layer sees: the max or the average of every map, or flat, all of it.
-    `momentum` is the weight of the newest batch in the statistics that batch norm keeps.
+    pooling behind the first convolution of a width) or stride (that convolution has stride 2), or one of the two for
+    every width. `padding` is that of the 3 x 3 convolutions. `head` says what the linear layer sees: the max or the
+    average of every map, or flat, all of it. `momentum` is the weight of the newest batch in the statistics that batch
+    norm keeps.
 
     Raises:
         UserError: an unknown choice, or images too small for its layers.
     """
+    pools = [pool] * len(widths) if isinstance(pool, str) else list(pool)
+    if len(pools) != len(widths):
+        raise UserError(f"pool must be one word, or one for each of the {len(widths)} widths, not {pools}")
     for kind, given, choices in (
         ("activation", activation, ACTIVATIONS),
-        ("pool", pool, ("max", "stride")),
+        *(("pool", each, ("max", "stride")) for each in pools),
         ("head", head, HEADS),
     ):
         if str(given) not in choices:  # a recipe may hold anything here
@@ -80,14 +84,14 @@ def speednet(
     if whiten:
         layers += [Whiten(channels, whiten, whiten_stride), act()]
         into = 2 * channels * whiten**2
-    for width in widths:
+    for width, halving in zip(widths, pools, strict=True):
         for i in range(convs):
-            stride = 2 if i == 0 and pool == "stride" else 1
+            stride = 2 if i == 0 and halving == "stride" else 1
             convolution = nn.Conv2d(into, width, 3, stride, padding, bias=False)
             nn.init.dirac_(convolution.weight[: min(into, width)])  # the rest of the filters keeps torch's own start
             norm = nn.BatchNorm2d(width, eps=1e-5, momentum=momentum)
             norm.weight.requires_grad = False
-            layers += [convolution, *([nn.MaxPool2d(2)] if i == 0 and pool == "max" else []), norm, act()]
+            layers += [convolution, *([nn.MaxPool2d(2)] if i == 0 and halving == "max" else []), norm, act()]
             into = width
     features = nn.Sequential(*layers)
     linear = nn.Linear(flat_size(features, into, size) if head == "flat" else into, classes, bias=False)
