@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .evaluation import evaluating
+from .flops import layer_macs
 from .models.sizes import WINDOWED, formula, windows
 
 
@@ -94,7 +95,7 @@ def _row(
                 padding=padding,
                 output=tuple(output.shape[1:]),
                 parameters=sum(p.numel() for p in layer.parameters(recurse=False)),
-                macs=_macs(layer, output),
+                macs=layer_macs(layer, output),
                 receptive_field=None if math.isinf(field) else int(field),
                 jump=None if math.isinf(field) else jump,
                 formula=text,
@@ -102,15 +103,6 @@ def _row(
         )
 
     return hook
-
-
-def _macs(layer: nn.Module, output: Tensor) -> int:
-    """Multiply-adds for one image; additions of biases, norms and poolings are not counted, as is usual."""
-    if isinstance(layer, nn.Conv2d):
-        return output[0].numel() * layer.weight[0].numel()
-    if isinstance(layer, nn.Linear):
-        return output[0].numel() * layer.in_features
-    return 0
 
 
 class _ReceptiveFields(TorchFunctionMode):

@@ -56,22 +56,25 @@ def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Itera
 
     accuracy, seen = 0.0, 0
     look_each_epoch = recipe.data.test_each_epoch or to_accuracy is not None
+    training = Timer(device)  # also of what train() does before its first step, and between the epochs
     for epoch in train(model, data, recipe, watch=watch):
-        seconds["train"] += epoch.seconds
+        spent = training.seconds()
+        seconds["train"] += spent
         seen += epoch.images
         if look_each_epoch or epoch.index == recipe.epochs:
             looking = Timer(device)
             accuracy = evaluate(model, data.test).accuracy
-            spent = looking.seconds()
-            seconds["evaluate"] += spent
+            looked = looking.seconds()
+            seconds["evaluate"] += looked
             yield {
                 "epoch": epoch.index,
-                "train_seconds": epoch.seconds,
-                "evaluate_seconds": spent,
+                "train_seconds": spent,
+                "evaluate_seconds": looked,
                 "test_accuracy": accuracy,
             }
             if to_accuracy is not None and accuracy >= to_accuracy:
                 break
+        training = Timer(device)
     forward = forward_flops(model, data.train.images[:1])
     if (
         compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2

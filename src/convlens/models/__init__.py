@@ -115,41 +115,44 @@ def _check_args(name: str, builder: Builder, args: dict[str, Any]) -> None:
 def _fitting(
     name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]
 ) -> nn.Module:
-    """The network, tried without arithmetic on one image of the size; where it does not fit, the sizes that would."""
+    """The network, tried on two black images of the size; where it does not fit, the sizes that would."""
     try:
-        _try(name, builder, channels, classes, size, args)
+        return _try(name, builder, channels, classes, size, args)
     except TooSmallError as error:
         works = _smallest(name, builder, channels, classes, args)
         hint = f"; images of {works} x {works} pixels or more do" if works else ""
         raise UserError(f"the model {name} does not take images of {size[0]} x {size[1]}: {error}{hint}") from error
-    return builder(channels=channels, classes=classes, size=size, **args)
 
 
-def _try(name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        try:
-            network = builder(channels=channels, classes=classes, size=size, **args).eval()
-        except (TypeError, ValueError, RuntimeError) as error:
-            given = f" with {args}" if args else ""
-            raise UserError(f"the model {name} cannot be built{given}: {error}") from error
-        handles = [
-            layer.register_forward_pre_hook(lambda m, x, n=layer_name: check_fits(m, n, x[0].shape[-2:]) and None)
-            for layer_name, layer in network.named_modules()
-            if isinstance(layer, WINDOWED)
-        ]
-        try:
-            with torch.no_grad():
-                logits = network(torch.empty(2, channels, *size))
-        except (TypeError, ValueError, RuntimeError) as error:
-            shape = f"{channels} x {size[0]} x {size[1]}"
-            raise UserError(f"the model {name} fails on images of {shape}: {error}") from error
-        finally:
-            for handle in handles:
-                handle.remove()
+def _try(
+    name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]
+) -> nn.Module:
+    try:
+        network = builder(channels=channels, classes=classes, size=size, **args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = f" with {args}" if args else ""
+        raise UserError(f"the model {name} cannot be built{given}: {error}") from error
+    mode = network.training
+    handles = [
+        layer.register_forward_pre_hook(lambda m, x, n=layer_name: check_fits(m, n, x[0].shape[-2:]) and None)
+        for layer_name, layer in network.named_modules()
+        if isinstance(layer, WINDOWED)
+    ]
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, channels, *size))
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f"{channels} x {size[0]} x {size[1]}"
+        raise UserError(f"the model {name} fails on images of {shape}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        network.train(mode)
     if logits.shape != (2, classes):
         raise UserError(
             f"the model {name} gives {tuple(logits.shape)} for 2 images and {classes} classes, not (2, {classes})"
         )
+    return network
 
 
 def _smallest(name: str, builder: Builder, channels: int, classes: int, args: dict[str, Any]) -> int | None:
