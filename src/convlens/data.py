@@ -170,6 +170,6 @@ def _content_hash(*splits: Split) -> str:
     """sha256 of all pixels and labels: the same whichever file layout they came from."""
     digest = hashlib.sha256()
     for split in splits:
-        digest.update(split.images.numpy().data)
+        digest.update(split.images.contiguous().numpy().data)
         digest.update(split.labels.numpy().data)
     return digest.hexdigest()
