@@ -163,8 +163,8 @@ SPEED_CIFAR10_70 = replace(
 SPEED_CIFAR10_85 = replace(
     SPEED_CIFAR10_70,
     name="speed-cifar10-85",
-    note="85 % of CIFAR-10 on a CPU: speed-cifar10-70 for longer, a little wider. Chosen on a validation split "
-    "(docs/speed.md); looks at the test set once.",
+    note="For 85 % of CIFAR-10 on a CPU: speed-cifar10-70 for longer, a little wider. Chosen on a validation split "
+    "(docs/speed.md says what was measured); looks at the test set once.",
     epochs=8,
     model=ModelConfig("speednet", args={"widths": [32, 64, 128], "activation": "relu"}),
 )
