@@ -76,9 +76,8 @@ def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Itera
                 break
         training = Timer(device)
     forward = forward_flops(model, data.train.images[:1])
-    if (
-        compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2
-    ):  # the first step compiles; the others say what it takes otherwise
+    # Where the model is compiled its first step does it; the others say what a step takes otherwise.
+    if compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2:
         steps = [after - before for before, after in itertools.pairwise(stamps)]
         seconds["compile"] = max(steps[0] - statistics.median(steps[1:]), 0.0)
         seconds["train"] -= seconds["compile"]
