@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .convolution import wide_convolutions
 from .data import Data, batches, steps_per_epoch
 from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
 from .distributed import mine, most, of_batch, on_main, parallel, rank
@@ -88,6 +89,7 @@ def train(
     precision = on_main(pick_precision, recipe.precision, device, flops)
     whole = parallel(model)
     forward = torch.compile(whole) if compiles(recipe, device, flops * len(split) * recipe.epochs) else whole
+    wide = wide_convolutions(device, precision)
     keep_memory()
     at = Position(
         1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
@@ -109,7 +111,7 @@ def train(
             share = lr_share(recipe, at.epoch, at.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
-            with autocast(device, precision):
+            with autocast(device, precision), wide:
                 logits = forward(images)
             loss = loss_of(logits.float(), labels)
             optimizer.zero_grad()

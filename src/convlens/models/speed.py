@@ -23,11 +23,15 @@ EPS = 5e-4  # added to the variances that whitening divides by
 
 
 class Whiten(nn.Conv2d):
-    """A convolution whose outputs are uncorrelated and of variance 1 on the images it was fitted to: the principal
-    components of their `kernel` x `kernel` patches, and their negatives. Only its bias is trained."""
+    """A convolution whose outputs are uncorrelated and of variance 1 on the images it was fitted to: the `components`
+    strongest principal components of their `kernel` x `kernel` patches (0: all of them), and their negatives. Its
+    filters are not trained; its bias is, where it has one."""
 
-    def __init__(self, channels: int, kernel: int, stride: int) -> None:
-        super().__init__(channels, 2 * channels * kernel**2, kernel, stride)
+    def __init__(self, channels: int, kernel: int, stride: int, components: int = 0, bias: bool = True) -> None:
+        patch = channels * kernel**2
+        if not 0 <= components <= patch:
+            raise UserError(f"components must be at most the {patch} numbers of a patch (0: all), not {components}")
+        super().__init__(channels, 2 * (components or patch), kernel, stride, bias=bias)
         self.weight.requires_grad = False
 
     @torch.no_grad()
@@ -35,7 +39,8 @@ class Whiten(nn.Conv2d):
         """Set the filters from normalised images, float (N, C, H, W)."""
         patches = F.unfold(images, self.kernel_size, stride=max(self.stride[0], 2)).transpose(1, 2).flatten(0, 1)
         variances, components = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
-        filters = (components / (variances + EPS).sqrt()).T.reshape(-1, *self.weight.shape[1:])
+        strongest = slice(len(variances) - len(self.weight) // 2, None)  # eigh sorts from the weakest
+        filters = (components / (variances + EPS).sqrt())[:, strongest].T.reshape(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
         if self.bias is not None:
             self.bias.zero_()
@@ -49,6 +54,8 @@ def speednet(
     convs: int = 2,
     whiten: int = 2,
     whiten_stride: int = 1,
+    components: int = 0,
+    whiten_bias: bool = True,
     activation: str = "gelu",
     pool: str | Sequence[str] = "max",
     padding: int = 1,
@@ -59,11 +66,12 @@ def speednet(
     norm, activation), the first halving the sides; then one linear layer. 1,972,792 parameters as it stands on colour
     images.
 
-    `whiten` is the side of the first layer's filters, 0 for none. `activation` relu, gelu or silu. `pool` max (max
-    pooling behind the first convolution of a width) or stride (that convolution has stride 2), or one of the two for
-    every width. `padding` is that of the 3 x 3 convolutions. `head` says what the linear layer sees: the max or the
-    average of every map, or flat, all of it. `momentum` is the weight of the newest batch in the statistics that batch
-    norm keeps.
+    `whiten` is the side of the first layer's filters, 0 for none; it keeps that many `components`, the strongest, 0 for
+    all; without `whiten_bias` nothing in it is trained, which saves its gradients. `activation` relu, gelu or silu.
+    `pool` max (max pooling behind the first convolution of a width) or stride (that convolution has stride 2), or one
+    of the two for every width. `padding` is that of the 3 x 3 convolutions. `head` says what the linear layer sees: the
+    max or the average of every map, or flat, all of it. `momentum` is the weight of the newest batch in the statistics
+    that batch norm keeps.
 
     Raises:
         UserError: an unknown choice, or images too small for its layers.
@@ -82,8 +90,9 @@ def speednet(
     layers: list[nn.Module] = []
     into = channels
     if whiten:
-        layers += [Whiten(channels, whiten, whiten_stride), act()]
-        into = 2 * channels * whiten**2
+        first = Whiten(channels, whiten, whiten_stride, components, whiten_bias)
+        layers += [first, act()]
+        into = first.out_channels
     for width, halving in zip(widths, pools, strict=True):
         for i in range(convs):
             stride = 2 if i == 0 and halving == "stride" else 1

@@ -1,0 +1,119 @@
+"""Convolutions of small feature maps on a CPU in bf16: several images side by side as one wide image.
+
+oneDNN's kernels for matrix units go through a feature map row by row and pad each row to a whole tile: a gradient with
+respect to the filters multiplies 32 pixels of a row at once, so with maps of 3 x 3 nine tenths of its work are zeros.
+With eight images in a row, and between them the columns of zeros that padding would have put there, the sums are the
+same and the tiles are full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+WIDEST = 8  # pixels: above it, laying images side by side costs as much as it saves
+IN_A_ROW = 8  # images; more gained nothing
+
+
+def wide_convolutions(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """`Wide()` for a training step in `bf16` on a CPU with matrix units, else a context that does nothing."""
+    units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # torch has no public question for this
+    return Wide() if units and precision == "bf16" else contextlib.nullcontext()
+
+
+class Wide(TorchFunctionMode):
+    """A context for a forward pass under autocast in which convolutions of small maps, and later their gradients, are
+    computed side by side in bf16. The model itself is not touched. Sums are taken in another order than torch's own, so
+    results agree to the rounding of bf16."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.conv2d and not kwargs and fits(*args):
+            images, weight, *rest = args
+            bias = rest[0].bfloat16() if rest and rest[0] is not None else None
+            return _SideBySide.apply(images.bfloat16(), weight.bfloat16(), bias)
+        return func(*args, **(kwargs or {}))
+
+
+def fits(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,  # noqa: ARG001 - the arguments of conv2d
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> bool:
+    """Whether this convolution keeps the size of its maps (stride 1, half a kernel of padding), and they are small."""
+    kernel = tuple(weight.shape[2:])
+    return (
+        images.ndim == 4
+        and max(kernel) > 1
+        and images.shape[3] <= WIDEST
+        and images.shape[0] > 1
+        and (_pair(stride), _pair(dilation), groups) == ((1, 1), (1, 1), 1)
+        and not isinstance(padding, str)
+        and kernel == tuple(2 * side + 1 for side in _pair(padding))
+    )
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class _SideBySide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.padding = [side // 2 for side in weight.shape[2:]]
+        wide = side_by_side(images, ctx.padding[1])
+        ctx.save_for_backward(wide, weight)
+        ctx.like, ctx.biased = images.shape, bias is not None
+        return apart(F.conv2d(wide, weight, bias, padding=ctx.padding), len(images), images.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        wide, weight = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.biased and ctx.needs_input_grad[2]]
+        of_images, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            side_by_side(gradients[0], ctx.padding[1]),
+            wide,
+            weight,
+            [len(weight)] if ctx.biased else None,
+            [1, 1],
+            ctx.padding,
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            needed,
+        )
+        of_images = apart(of_images, ctx.like[0], ctx.like[3]) if needed[0] else None
+        return of_images, of_weight, of_bias
+
+
+def side_by_side(images: Tensor, gap: int) -> Tensor:
+    """(N, C, H, W) -> (N / 8 rounded up, C, H, 8 (W + gap)): eight images in a row, each followed by `gap` columns of
+    zeros; missing ones at the end are zeros too. Channels last."""
+    n, channels, height, width = images.shape
+    rows, over = divmod(n, IN_A_ROW)
+    wide = images.new_empty((rows + (over > 0), height, IN_A_ROW, width + gap, channels))
+    wide[:, :, :, width:] = 0
+    pixels = images.permute(0, 2, 3, 1)
+    wide[:rows, :, :, :width] = pixels[: n - over].unflatten(0, (rows, IN_A_ROW)).transpose(1, 2)
+    if over:
+        wide[rows] = 0
+        wide[rows, :, :over, :width] = pixels[n - over :].transpose(0, 1)
+    return wide.flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def apart(wide: Tensor, n: int, width: int) -> Tensor:
+    """The first `n` images (N, C, H, W) of what `side_by_side` made, or of maps of the same size. Channels last."""
+    images = wide.permute(0, 2, 3, 1).unflatten(2, (IN_A_ROW, -1))[:, :, :, :width].transpose(1, 2).flatten(0, 1)
+    return images[:n].permute(0, 3, 1, 2)
