@@ -82,8 +82,8 @@ def double_precision() -> Iterator[None]:
         Tensor.float = single  # type: ignore[method-assign]
 
 
-def trained(count: int, network: ModelConfig, recipe: Recipe) -> dict[str, Any]:
-    model, data = make_model(network), make_data(count)
+def trained(count: int, network: ModelConfig, recipe: Recipe, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    model, data = make_model(network).to(dtype), make_data(count)
     epochs = [(e.loss, e.accuracy, e.images) for e in train(model, data, recipe)]
     return {
         "weights": weights(model),
@@ -162,7 +162,8 @@ def everything(folder: Path) -> dict[str, Any]:
         found["norms"] = all_norms()
         found["went on"] = go_on(folder / "by-one.safetensors") if dist.is_initialized() else None
         begin(folder / ("by-two.safetensors" if dist.is_initialized() else "by-one.safetensors"), 7)
-    found["bf16"] = trained(53, VGG, replace(BASE, precision="bf16", epochs=1)) if dist.is_initialized() else None
+    for precision in ("bf16", "fp32"):  # autocast leaves double precision alone
+        found[precision] = trained(53, VGG, replace(BASE, precision=precision, epochs=1), torch.float32)
     return found
 
 
@@ -244,8 +245,14 @@ def test_a_run_goes_on_in_another_number_of_processes(numbers) -> None:
 
 def test_bfloat16_is_close(numbers) -> None:
     alone, two, _ = numbers
-    assert two[0]["bf16"]["epochs"][0][0] == pytest.approx(alone["uneven"]["epochs"][0][0], rel=0.05)
-    assert not torch.equal(two[0]["bf16"]["weights"], two[0]["uneven"]["weights"])
+
+    def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
+        return float((first["weights"] - second["weights"]).norm() / first["weights"].norm())
+
+    assert apart(alone["fp32"], two[0]["fp32"]) < 1e-5
+    assert 1e-5 < apart(alone["fp32"], alone["bf16"]) < 0.05  # it really was bf16
+    assert apart(alone["bf16"], two[0]["bf16"]) < 0.05
+    assert two[0]["bf16"]["epochs"][0][0] == pytest.approx(alone["bf16"]["epochs"][0][0], rel=0.05)
 
 
 def test_an_error_of_one_is_everybodys(numbers) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
-    ["errors", "files", "device", "convolution", "distributed", "download"],
+    ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers"],
     ["augment", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],

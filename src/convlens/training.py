@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .convolution import wide_convolutions
 from .data import Data, batches, steps_per_epoch
 from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
 from .distributed import mine, most, of_batch, on_main, parallel, rank
@@ -18,6 +17,7 @@ from .errors import FAILED, UserError
 from .flops import forward_flops
 from .optim import make_optimizer, objective, schedule
 from .recipe import AugmentConfig, Recipe
+from .shortcuts import shortcut, wide_convolutions
 
 COMPILE_FROM = 1e15  # floating point operations of a run's forward passes: about a minute of an eager GPU
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
@@ -87,7 +87,7 @@ def train(
     stop = stop or threading.Event()
     flops = forward_flops(model, split.images[:1])
     precision = on_main(pick_precision, recipe.precision, device, flops)
-    whole = parallel(model)
+    whole = parallel(shortcut(model))
     forward = torch.compile(whole) if compiles(recipe, device, flops * len(split) * recipe.epochs) else whole
     wide = wide_convolutions(device, precision)
     keep_memory()

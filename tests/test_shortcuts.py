@@ -1,4 +1,4 @@
-"""Images side by side: the same numbers as one by one, forward and backward, and only where they fit."""
+"""Shortcuts: the same numbers as the model gives by itself, forward and backward, and only where they fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlens import build
-from convlens.convolution import WIDEST, Wide, apart, fits, side_by_side, wide_convolutions
+from convlens.shortcuts import WIDEST, Wide, apart, fits, shortcut, side_by_side, wide_convolutions
 
 CPU = torch.device("cpu")
 
@@ -94,6 +94,12 @@ def test_only_convolutions_of_small_maps_that_keep_their_size(
             torch.testing.assert_close(layer(images), plain, rtol=2**-7, atol=2**-7)
 
 
+def test_double_precision_stays_double() -> None:
+    layer = nn.Conv2d(3, 4, 3, padding=1).double()
+    with torch.autocast("cpu", torch.bfloat16), Wide():
+        assert layer(draw(8, 3, 4, 4).double()).dtype == torch.float64
+
+
 def test_a_whole_network_learns_the_same() -> None:
     torch.manual_seed(0)
     model = build("resnet20", channels=3, classes=10, size=(32, 32))
@@ -114,3 +120,63 @@ def test_where_it_is_used() -> None:
     assert not isinstance(wide_convolutions(CPU, "fp32"), Wide)
     assert not isinstance(wide_convolutions(torch.device("cuda"), "bf16"), Wide)
     assert isinstance(wide_convolutions(CPU, "bf16"), Wide) is torch.cpu._is_amx_tile_supported()
+
+
+def outputs_and_gradients(forward: nn.Module, model: nn.Module, images: Tensor) -> list[Tensor]:
+    torch.manual_seed(5)  # dropout
+    model.zero_grad()
+    outputs = forward(images)
+    outputs.square().sum().backward()
+    return [outputs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "cnn-mnist", "deepcnn-mnist", "cnn-cifar10", "vgg", "speednet"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_reordered_networks_give_the_same_bits(name: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = build(name, channels=3, classes=10, size=(32, 32)).to(memory_format=layout)
+    images = (draw(6, 3, 32, 32) * 60 + 128).clamp(0, 255).to(torch.uint8).contiguous(memory_format=layout)
+    plain = outputs_and_gradients(model, model, images)
+    short = outputs_and_gradients(shortcut(model), model, images)
+    assert len(plain) > 4
+    for expected, found in zip(plain, short, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_equal_values_in_a_window_and_windows_below_zero() -> None:
+    """Where a window holds its largest value twice, or nothing above zero, both orders choose alike."""
+    model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+    images = draw(40, 4, 9, 9).round()  # whole numbers: equal values everywhere
+    gradients = []
+    for forward in (model, shortcut(model)):
+        leaf = images.clone().requires_grad_()
+        (forward(leaf) * draw(40, 4, 5, 5, seed=1)).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+def test_relu_meets_pooled_maps_and_hooks_keep_their_place() -> None:
+    def shapes(model: nn.Sequential) -> tuple[int, ...]:
+        seen: list[tuple[int, ...]] = []
+        relu = model[0]
+        plain = relu.forward
+        relu.forward = lambda x: (seen.append(tuple(x.shape)), plain(x))[1]
+        shortcut(model)(draw(1, 2, 8, 8))
+        return seen[0]
+
+    layers = [nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    assert shapes(nn.Sequential(*layers)) == (1, 2, 4, 4)
+    layers[0].register_forward_hook(lambda *_: None)
+    assert shapes(nn.Sequential(*layers)) == (1, 2, 8, 8)
+    assert shapes(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2))) == (1, 2, 8, 8)
+
+
+def test_the_model_itself_is_left_alone() -> None:
+    model = build("cnn-mnist", channels=1, classes=10, size=(28, 28))
+    before = str(model)
+    view = shortcut(model)
+    assert view is not model
+    assert str(model) == before
+    assert {id(p) for p in view.parameters()} == {id(p) for p in model.parameters()}
+    custom = build("resnet20", channels=3, classes=10, size=(32, 32))
+    assert outputs_and_gradients(shortcut(custom), custom, draw(2, 3, 32, 32))
