@@ -74,6 +74,8 @@ RECIPES = {
     "muon": OptimConfig(
         "muon", 0.05, momentum=0.6, linear_lr=0.01, bias_lr=0.5, weight_decay=0.01, schedule="one-cycle", warmup=0.2
     ),
+    "frozen-adam": OptimConfig("adam", 0.01, freeze=[0.4]),
+    "frozen-from-the-start": OptimConfig("muon", 0.05, bias_lr=0.5, freeze=[0.0]),
 }
 
 

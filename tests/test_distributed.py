@@ -46,6 +46,7 @@ CASES = {
     "batches of one image": (5, VGG, replace(BASE, batch_size=1)),
     "adam, mse": (50, VGG, replace(BASE, optim=OptimConfig("adam", 0.01), loss=LossConfig("mse"))),
     "muon, fixed filters": (50, ModelConfig("speednet", args={"widths": [8, 8], "convs": 1}), replace(BASE, epochs=2)),
+    "frozen filters": (50, VGG, replace(BASE, optim=replace(SGD, freeze=[0.4]))),
     "no batch norm": (50, ModelConfig("lenet5"), BASE),
 }
 

@@ -81,6 +81,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
         schedule=st.sampled_from(["constant", "step", "cosine", "one-cycle"]),
         warmup=SHARE,
         step_at=st.lists(SHARE, max_size=4),
+        freeze=st.lists(SHARE, max_size=4),
         step_factor=SHARE,
     )
     return st.builds(

@@ -414,3 +414,53 @@ def test_compiled_it_learns_the_same() -> None:
         assert not any("_orig_mod" in key for key in model.state_dict())
     assert told[0][0] == pytest.approx(told[1][0], rel=1e-3)
     torch.testing.assert_close(told[0][1], told[1][1], atol=1e-3, rtol=1e-3)
+
+
+FROZEN = Recipe(epochs=4, batch_size=8, optim=OptimConfig("sgd", 0.05, weight_decay=0.1, freeze=[0.25]))
+
+
+def test_frozen_convolutions_learn_no_more_and_the_others_do() -> None:
+    """The first of two from the second of four epochs on, with its norm, weight decay and momentum or not."""
+    model = make_model()
+    conv, other = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    norm, _ = (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    linear = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    watched = (conv.weight, norm.weight, norm.bias, other.weight, linear.weight)
+    start = [p.detach().clone() for p in watched]
+    seen = []
+    for _ in train(model, make_data(), FROZEN):
+        seen.append([p.detach().clone() for p in watched])
+    assert not any(torch.equal(a, b) for a, b in zip(start, seen[0], strict=True))
+    for before, after in itertools.pairwise(seen):
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, True, False, False]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_freezing_from_the_start_is_not_training_that_convolution() -> None:
+    """Held against torch's own way: requires_grad off before the training begins."""
+    found = []
+    for recipe in (replace(FROZEN, optim=replace(FROZEN.optim, freeze=[0.0])), replace(FROZEN, optim=OptimConfig())):
+        model = make_model()
+        if not recipe.optim.freeze:
+            recipe = replace(recipe, optim=replace(FROZEN.optim, freeze=[]))
+            first = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)][:2]
+            for layer in first:
+                layer.requires_grad_(False)
+        list(train(model, make_data(), recipe))
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_a_broken_off_training_leaves_nothing_frozen() -> None:
+    model = make_model()
+    for epoch in train(model, make_data(), FROZEN):
+        if epoch.index == 3:
+            assert not all(p.requires_grad for p in model.parameters())
+            break
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_more_frozen_than_there_is() -> None:
+    recipe = replace(FROZEN, optim=replace(FROZEN.optim, freeze=[0.2, 0.5]))
+    with pytest.raises(UserError, match=r"optim.freeze has 2 shares, but the model has 2 convolutions that learn"):
+        next(train(make_model(), make_data(), recipe))

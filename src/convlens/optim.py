@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import UserError
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
 
@@ -48,6 +49,37 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         for index, (members, lr, decayed) in enumerate(kinds)
         if members
     ]
+
+
+def freezable(model: nn.Module, config: OptimConfig) -> list[list[nn.Parameter]]:
+    """What each share in `config.freeze` freezes: the first convolution that learns with all that comes before the
+    second, then the second, and so on. First layers settle first, and a step is shorter without their gradients
+    (FreezeOut: Brock et al., arXiv:1706.04983).
+
+    Raises:
+        UserError: no convolution would be left to learn.
+    """
+    layers: list[list[nn.Parameter]] = []
+    before: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+            layers.append(before)
+            before = []
+        (layers[-1] if layers else before).extend(p for p in module.parameters(recurse=False) if p.requires_grad)
+    if config.freeze and len(config.freeze) >= len(layers):
+        raise UserError(
+            f"optim.freeze has {len(config.freeze)} shares, but the model has {len(layers)} convolutions that learn, "
+            "and the last is not frozen"
+        )
+    return layers[: len(config.freeze)]
+
+
+def freeze(layers: list[list[nn.Parameter]], count: int) -> None:
+    """Let the first `count` of `layers` learn no more, and the others learn."""
+    for index, parameters in enumerate(layers):
+        for p in parameters:
+            p.requires_grad_(index >= count)
+            p.grad = None
 
 
 def schedule(config: OptimConfig, t: float) -> float:

@@ -52,6 +52,8 @@ class OptimConfig:
     step_factor: float = _number(0.1, 0, 1)
     linear_lr: float = _number(0.0, 0)  # of linear layers' weights; 0: lr
     bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
+    # shares of the run at which the first, the second ... convolution learns no more
+    freeze: list[float] = field(default_factory=list, metadata={"low": 0, "high": 1})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, rand
 from .distributed import mine, most, of_batch, on_main, parallel, rank
 from .errors import FAILED, UserError
 from .flops import forward_flops
-from .optim import make_optimizer, objective, schedule
+from .optim import freezable, freeze, make_optimizer, objective, schedule
 from .recipe import AugmentConfig, Recipe
 from .shortcuts import shortcut, wide_convolutions
 
@@ -77,7 +77,7 @@ def train(
         watch: wraps the batches of an epoch, as a progress bar does.
 
     Raises:
-        UserError: the loss is not a finite number.
+        UserError: the loss is not a finite number, or the recipe freezes more convolutions than there are.
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, recipe.optim)
@@ -87,8 +87,9 @@ def train(
     stop = stop or threading.Event()
     flops = forward_flops(model, split.images[:1])
     precision = on_main(pick_precision, recipe.precision, device, flops)
-    whole = parallel(shortcut(model))
-    forward = torch.compile(whole) if compiles(recipe, device, flops * len(split) * recipe.epochs) else whole
+    compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
+    layers, frozen = freezable(model, recipe.optim), -1
+    forward: Callable[[Tensor], Tensor] = model
     wide = wide_convolutions(device, precision)
     keep_memory()
     at = Position(
@@ -97,49 +98,61 @@ def train(
     if resume:
         resume(at)
 
-    while at.epoch <= recipe.epochs:
-        timer, first = Timer(device), at.step
-        # another process drops other units; the state that a checkpoint holds is the main one's
-        torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32, *((rank(), first) if rank() else ())))
-        if first and rank() == 0:
-            set_random_state(device, at.random)
-        model.train()
-        changes = augmentation(recipe, at.epoch, data.flip_ok)
-        todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
-        for batch in watch(todo, at) if watch else todo:
-            images, labels, weight = mine(*batch)
-            share = lr_share(recipe, at.epoch, at.step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
-            with autocast(device, precision), wide:
-                logits = forward(images)
-            loss = loss_of(logits.float(), labels)
-            optimizer.zero_grad()
-            (loss if weight == 1 else loss * weight).backward()
-            optimizer.step()
-            right = (logits.detach().argmax(1) == labels).sum()
-            at.losses[at.step], right = of_batch(loss.detach(), right, weight)
-            at.correct += right
-            at.step += 1
-            if at.step % CHECK_EVERY == 0:
-                _require_finite(at, recipe, steps)
+    try:
+        while at.epoch <= recipe.epochs:
+            timer, first = Timer(device), at.step
+            # another process drops other units; the state that a checkpoint holds is the main one's
+            torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32, *((rank(), first) if rank() else ())))
+            if first and rank() == 0:
+                set_random_state(device, at.random)
+            model.train()
+            changes = augmentation(recipe, at.epoch, data.flip_ok)
+            todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
+            for batch in watch(todo, at) if watch else todo:
+                images, labels, weight = mine(*batch)
+                share = lr_share(recipe, at.epoch, at.step, steps)
+                if frozen != (frozen := frozen_layers(recipe, at.epoch, at.step, steps)):
+                    freeze(layers, frozen)
+                    whole = parallel(shortcut(model))
+                    forward = torch.compile(whole) if compiled else whole
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * share
+                with autocast(device, precision), wide:
+                    logits = forward(images)
+                loss = loss_of(logits.float(), labels)
+                optimizer.zero_grad()
+                (loss if weight == 1 else loss * weight).backward()
+                optimizer.step()
+                right = (logits.detach().argmax(1) == labels).sum()
+                at.losses[at.step], right = of_batch(loss.detach(), right, weight)
+                at.correct += right
+                at.step += 1
+                if at.step % CHECK_EVERY == 0:
+                    _require_finite(at, recipe, steps)
+                if _stopped(stop):
+                    break
+            _require_finite(at, recipe, steps)
+            at.seconds += timer.seconds()
+            at.random = random_state(device)
+            yield _end_of_epoch(at, recipe, len(split), share)
             if _stopped(stop):
-                break
-        _require_finite(at, recipe, steps)
-        seen = min(at.step * recipe.batch_size, len(split))
-        sizes = torch.full((at.step,), recipe.batch_size, device=device)
-        sizes[-1] = seen - (at.step - 1) * recipe.batch_size  # the last batch may be smaller
-        loss_sum, correct, index = (at.losses[: at.step] * sizes).sum().item(), at.correct.item(), at.epoch
-        done = at.step == steps
-        at.seconds += timer.seconds()
-        seconds = at.seconds
-        if done:
-            at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
-            at.losses.zero_(), at.correct.zero_()
-        at.random = random_state(device)
-        yield Epoch(index, done, loss_sum / seen, correct / seen, recipe.optim.lr * share, seconds, seen, at)
-        if _stopped(stop):
-            return
+                return
+    finally:
+        freeze(layers, 0)  # what comes after this training may train on
+
+
+def _end_of_epoch(at: Position, recipe: Recipe, images: int, share: float) -> Epoch:
+    """The epoch that ends here, complete or not; the position moves on to the next where it is complete."""
+    steps, index, seconds = len(at.losses), at.epoch, at.seconds
+    done = at.step == steps
+    seen = min(at.step * recipe.batch_size, images)
+    sizes = torch.full((at.step,), recipe.batch_size, device=at.losses.device)
+    sizes[-1] = seen - (at.step - 1) * recipe.batch_size  # the last batch may be smaller
+    loss_sum, correct = (at.losses[: at.step] * sizes).sum().item(), at.correct.item()
+    if done:
+        at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
+        at.losses.zero_(), at.correct.zero_()
+    return Epoch(index, done, loss_sum / seen, correct / seen, recipe.optim.lr * share, seconds, seen, at)
 
 
 def _stopped(stop: threading.Event) -> bool:
@@ -155,6 +168,11 @@ def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
     """What the learning rates are multiplied by in one step (counted from 0) of one epoch (from 1): the schedule's
     value in the middle of the step, such that a cycle neither begins nor ends with a step that does nothing."""
     return schedule(recipe.optim, (epoch - 1 + (step + 0.5) / steps) / recipe.epochs)
+
+
+def frozen_layers(recipe: Recipe, epoch: int, step: int, steps: int) -> int:
+    """How many convolutions learn no more in one step (counted from 0) of one epoch (from 1)."""
+    return sum((epoch - 1 + step / steps) / recipe.epochs >= share for share in recipe.optim.freeze)
 
 
 def augmentation(recipe: Recipe, epoch: int, flip_ok: bool) -> AugmentConfig:
