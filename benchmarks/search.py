@@ -87,7 +87,8 @@ def main() -> None:
         accuracies = [row["val_accuracy"] for row in found]
         seconds = statistics.median(row["cpu_seconds"] for row in found)
         rows.append((statistics.mean(accuracies), seconds, setting))
-        print(f"{rows[-1][0]:.4f}  {seconds:7.1f} CPU s  n={len(found)}  {setting}", flush=True)
+        failed = next((row["error"] for row in found if "error" in row), "")
+        print(f"{rows[-1][0]:.4f}  {seconds:7.1f} CPU s  n={len(found)}  {setting}  {failed}", flush=True)
     print("\nbest first")
     for accuracy, seconds, setting in sorted(rows, key=lambda row: -row[0]):
         print(f"{accuracy:.4f}  {seconds:7.1f} CPU s  {setting}")
