@@ -69,6 +69,9 @@ def train(
     Epochs count from 1. The images are moved to the model's device. The order and the augmentation of a step come from
     (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
+    What is computed is a view of the model with the same numbers (`shortcuts`). Convolutions that `optim.freeze` has
+    stopped do not require gradients until the training ends; then all do that did.
+
     Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
 
     Args:
