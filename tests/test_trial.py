@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from convlens import Data, Recipe, load
 from convlens.evaluation import evaluate
@@ -118,6 +119,17 @@ def test_arithmetic_of_growing_crops_is_added_up(data: Data) -> None:
     )
     assert run_flops(recipe, data) == (small + 2 * large) * len(data.train)
     assert run_flops(TINY, data) == large * len(data.train)
+
+
+def test_arithmetic_of_frozen_convolutions_is_not_counted(data: Data) -> None:
+    recipe = replace(TINY, epochs=2, optim=replace(TINY.optim, freeze=[0.5]))
+    model = make_model(recipe, data)
+    batch = data.train.images[:2], data.train.labels[:2]
+    whole = training_flops(model, *batch)
+    next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)).weight.requires_grad_(False)
+    less = training_flops(model, *batch)
+    assert less < whole
+    assert run_flops(recipe, data) == (whole + less) * len(data.train)
 
 
 def test_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

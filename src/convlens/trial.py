@@ -25,14 +25,15 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - making an optimizer imports it: here it counts as importing, not as training
 from torch import Tensor  # noqa: E402
 
-from .data import Data, load  # noqa: E402
+from .data import Data, load, steps_per_epoch  # noqa: E402
 from .device import Timer, pick_device, pick_precision  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .flops import forward_flops, training_flops  # noqa: E402
+from .optim import freezable, freeze  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 from .run import make_model  # noqa: E402
-from .training import Position, augmentation, compiles, train  # noqa: E402
+from .training import Position, augmentation, compiles, frozen_layers, train  # noqa: E402
 
 
 def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Iterator[dict[str, Any]]:
@@ -104,16 +105,20 @@ def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Itera
 
 
 def run_flops(recipe: Recipe, data: Data) -> int:
-    """Floating point operations of all training steps of a run, counted at each side that its images are cropped to."""
+    """Floating point operations of all training steps of a run, counted at each side that its images are cropped to and
+    for each number of convolutions that learn no more."""
     model, total = make_model(recipe, data), 0
+    layers, steps = freezable(model, recipe.optim), steps_per_epoch(data.train, recipe.batch_size)
     counted: dict[tuple[int, ...], int] = {}
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch, step in itertools.product(range(1, recipe.epochs + 1), range(steps)):
         side = augmentation(recipe, epoch, data.flip_ok).crop
         height, width = (min([n, *side]) for n in data.input.size)
-        if (height, width) not in counted:
+        key = height, width, frozen_layers(recipe, epoch, step, steps)
+        if key not in counted:
+            freeze(layers, key[2])
             images, labels = data.train.images[:2, :, :height, :width], data.train.labels[:2]
-            counted[height, width] = training_flops(model, images, labels)
-        total += counted[height, width] * len(data.train)
+            counted[key] = training_flops(model, images, labels)
+        total += counted[key] * min(recipe.batch_size, len(data.train) - step * recipe.batch_size)
     return total
 
 
