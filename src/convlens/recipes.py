@@ -169,7 +169,7 @@ SPEED_CIFAR10_70 = replace(
     epochs=1,
     batch_size=250,
     tta="none",
-    model=ModelConfig("speednet", args={"widths": [24, 48, 96], **_FIRST_LAYER}),
+    model=ModelConfig("speednet", args={"widths": [16, 48, 96], **_FIRST_LAYER}),
     optim=replace(SPEED_CIFAR10.optim, lr=0.15, linear_lr=0.005, bias_lr=25.0),
 )
 
