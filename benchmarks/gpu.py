@@ -62,9 +62,10 @@ def ours(recipe: Recipe, data: Data, runs: int) -> list[Result]:
     device = pick_device(recipe.device)
     data, found = data.to(device), []
     for seed in range(-1, runs):
-        model = make_model(replace(recipe, seed=max(seed, 0)), data)
+        seeded = replace(recipe, seed=max(seed, 0))
+        model = make_model(seeded, data)
         timer = Timer(device)
-        for _ in train(model, data, replace(recipe, seed=max(seed, 0))):
+        for _ in train(model, data, seeded):
             pass
         with_tta = evaluate(model, data.test, tta=recipe.tta).accuracy
         seconds = timer.seconds()

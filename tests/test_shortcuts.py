@@ -38,7 +38,7 @@ def test_laying_out_and_taking_apart(count: int, gap: int) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [2, 8, 19])
 def test_outputs_and_gradients_are_those_of_torch(kernel: tuple[int, int], bias: bool, count: int) -> None:
-    """Whole numbers small enough for bf16 to hold every sum: equal to the last bit, however they are ordered."""
+    """Whole numbers, whose sums are exact in any order: what is left is one rounding to bf16."""
     images, weight = draw(count, 4, 5, 7).mul(2).round(), draw(6, 4, *kernel, seed=1).round()
     offset = draw(6, seed=2).round() if bias else None
     upstream = (draw(count, 6, 5, 7, seed=3) > 1.5).float()

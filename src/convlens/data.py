@@ -161,9 +161,7 @@ def batches(
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
     pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
-    return Split(
-        pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels), torch.arange(len(labels))
-    )
+    return Split(pixels, torch.from_numpy(labels), torch.arange(len(labels)))
 
 
 def _content_hash(*splits: Split) -> str:

@@ -70,7 +70,7 @@ def train(
     (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
     What is computed is a view of the model with the same numbers (`shortcuts`). Convolutions that `optim.freeze` has
-    stopped do not require gradients until the training ends; then all do that did.
+    stopped require no gradients until the training ends, which gives them back.
 
     Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
 
