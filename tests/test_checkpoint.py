@@ -93,6 +93,12 @@ def test_it_does_so_in_bfloat16_with_crops_and_alternate_flips(data: Data, tmp_p
     )
 
 
+def test_it_does_so_with_mixed_images_and_labels(data: Data, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True, scale=0.4, warp=0.3, colour=0.3, tone=0.3, mixup=0.2, cutmix=1.0)
+    recipe = Recipe(epochs=3, batch_size=8, seed=6, precision="fp32", optim=RECIPES["adam"], augment=augment)
+    check_parts(recipe, data, tmp_path)
+
+
 def check_parts(recipe: Recipe, data: Data, tmp_path: Path) -> None:
     """Broken off at every kind of place, the run has the losses, the weights and the optimizer of the unbroken one."""
     whole, told, end = run_in_parts(recipe, data, tmp_path / "whole", [])

@@ -160,6 +160,8 @@ def test_flags_win_over_the_recipe_and_the_recipe_prints_as_toml(convlens, tmp_p
         (["train", "mnist-5k", "--set", "optim.lr"], "KEY=VALUE"),
         (["train", "mnist-5k", "--epochs", "many"], "--epochs"),
         (["train", "mnist-5k", "--epochs", "-1"], "epochs must be 0"),
+        (["train", "mnist-5k", "--aug", "stron"], "did you mean 'strong'?"),
+        (["train", "--resume", "nowhere", "--aug", "light"], "give it no others"),
         (["train", "mnist-5k", "--name", "a/b"], "without a path"),
         (["train", "mnist-5k", "--data-dir", "nowhere"], "does not exist"),
         (["train", "--resume", "nowhere"], "not a run folder"),

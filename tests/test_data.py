@@ -16,6 +16,7 @@ from convlens.data import batches, load, steps_per_epoch
 from convlens.datasets import DATASETS, MNIST, get_spec
 from convlens.images import InputSpec
 from convlens.recipe import AugmentConfig, Recipe
+from convlens.recipes import AUGMENTATIONS
 from convlens.splits import Split, hold_out
 from refusals import refused
 
@@ -210,6 +211,20 @@ def test_batches_lie_pixel_by_pixel(augmentation: AugmentConfig) -> None:
     split = replace(split, store=split.images.contiguous(memory_format=torch.channels_last))
     for images, _ in batches(split, 16, augmentation, 0, 1):
         assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_the_levels_go_on_from_any_step_too(epoch: int) -> None:
+    split = numbered(50)
+    split = replace(split, store=split.images.contiguous(memory_format=torch.channels_last))
+    for level in AUGMENTATIONS.values():
+        whole = list(batches(split, 16, level, 5, epoch, classes=50))
+        rest = list(batches(split, 16, level, 5, epoch, 2, classes=50))
+        assert [len(images) for images, _ in whole] == [16, 16, 16, 2]
+        for (images, labels), (wanted_images, wanted_labels) in zip(rest, whole[2:], strict=True):
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(images, wanted_images)
+            assert torch.equal(labels, wanted_labels)
 
 
 # load -----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ SGD = OptimConfig("sgd", 0.1, weight_decay=0.01, l1=1e-3, schedule="one-cycle", 
 BASE = Recipe(
     epochs=3, batch_size=12, seed=3, precision="fp32", augment=AugmentConfig(flip=True, shift=1, cutout=3), optim=SGD
 )
+MIXED = AugmentConfig(flip=True, scale=0.4, warp=0.3, colour=0.3, tone=0.3, mixup=0.2, cutmix=1.0)
 VGG = ModelConfig("vgg", args={"widths": [4, 6], "convs": 1})
 CASES = {
     "uneven": (53, VGG, BASE),  # the last batch of five: three images and two
@@ -165,6 +166,7 @@ def everything(folder: Path) -> dict[str, Any]:
         begin(folder / ("by-two.safetensors" if dist.is_initialized() else "by-one.safetensors"), 7)
     for precision in ("bf16", "fp32"):  # autocast leaves double precision alone
         found[precision] = trained(53, VGG, replace(BASE, precision=precision, epochs=1), torch.float32)
+    found["mixed"] = trained(53, VGG, replace(BASE, augment=MIXED, epochs=1), torch.float32)
     return found
 
 
@@ -244,11 +246,22 @@ def test_a_run_goes_on_in_another_number_of_processes(numbers) -> None:
     assert (saved.notes["epoch"], saved.notes["step"]) == (2, 2)  # stopped in both, though one was told
 
 
+def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
+    return float((first["weights"] - second["weights"]).norm() / first["weights"].norm())
+
+
+def test_mixed_labels_are_shared_out_with_their_images(numbers) -> None:
+    alone, two, _ = numbers
+    for process in two:
+        assert apart(alone["mixed"], process["mixed"]) < 1e-5
+        (loss, accuracy, images), *_ = process["mixed"]["epochs"]
+        assert loss == pytest.approx(alone["mixed"]["epochs"][0][0], rel=1e-5)
+        assert (accuracy, images) == alone["mixed"]["epochs"][0][1:]
+    assert apart(alone["mixed"], alone["fp32"]) > 1e-3
+
+
 def test_bfloat16_is_close(numbers) -> None:
     alone, two, _ = numbers
-
-    def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
-        return float((first["weights"] - second["weights"]).norm() / first["weights"].norm())
 
     assert apart(alone["fp32"], two[0]["fp32"]) < 1e-5
     assert 1e-5 < apart(alone["fp32"], alone["bf16"]) < 0.05  # it really was bf16

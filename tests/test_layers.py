@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["augment", "splits", "pictures", "data", "models", "muon", "optim"],
+    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
     ["predict", "trial", "bench"],

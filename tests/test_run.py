@@ -15,7 +15,8 @@ import torch
 from convlens import Recipe, Run, UserError, build, fit, load
 from convlens.evaluation import evaluate
 from convlens.fitting import advance, finish, kept_model
-from convlens.recipe import LossConfig, ModelConfig
+from convlens.recipe import AugmentConfig, LossConfig, ModelConfig
+from convlens.recipes import AUGMENTATIONS
 from convlens.run import only_one, start
 from convlens.session import recipe_from
 
@@ -179,6 +180,20 @@ def test_flags_that_change_the_network_or_the_optimizer_change_what_belongs_to_i
     assert recipe_from("quick", {"optim.name": "adamw", "optim.lr": 0.5}, ()).optim.lr == 0.5
     assert recipe_from("lenet5-mnist", {"epochs": 2}, ()).note == "lenet5-mnist with epochs = 2"
     assert build("lenet5", channels=1, classes=10, size=(28, 28), args={"norm": "batch"})
+
+
+def test_a_level_of_augmentation_replaces_the_recipes_and_settings_win_over_it() -> None:
+    assert recipe_from("quick", {"augment": "none"}, ()).augment == AugmentConfig()
+    light = recipe_from("speed-cifar10", {"augment": "light"}, ())  # which shifts by itself
+    assert light.augment == AUGMENTATIONS["light"]
+    assert light.note == "speed-cifar10 with augment = light"
+    for setting in ("augment.colour=0.9", "augment={colour = 0.9}"):
+        strong = recipe_from("quick", {"augment": "strong", "epochs": 2}, (setting,))
+        assert strong.augment == replace(AUGMENTATIONS["strong"], colour=0.9)
+        assert strong.epochs == 2
+    for level in ("medium", ""):
+        with pytest.raises(UserError, match=f"unknown augmentation '{level}'; there are: none, light, strong"):
+            recipe_from("quick", {"augment": level}, ())
 
 
 def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import augment
+from .augment import augment, mix
 from .datasets import DATASETS, DatasetSpec, get_spec
 from .device import mix_seed
 from .errors import UserError
@@ -144,9 +144,16 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def batches(
-    split: Split, batch_size: int, augmentation: AugmentConfig, seed: int, epoch: int, first_step: int = 0
+    split: Split,
+    batch_size: int,
+    augmentation: AugmentConfig,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    classes: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device.
+    """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device; where the
+    augmentation mixes images, the labels are the shares of `classes` classes, float (B, classes), each row's sum 1.
 
     Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere.
     """
@@ -166,6 +173,8 @@ def batches(
             # step + 1: numpy pads seeds with zeros, so step 0 would draw the numbers that made the order
             generator = torch.Generator(device).manual_seed(mix_seed(seed, epoch, step + 1))
             images = augment(images, augmentation, generator, None if mirrored is None else mirrored[chosen])
+            if augmentation.mixup or augmentation.cutmix:
+                images, labels = mix(images, labels, classes, augmentation, generator)
         yield images, labels
 
 

@@ -67,6 +67,10 @@ WeightDecay = Annotated[float | None, typer.Option("--weight-decay", "--wd", met
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation and the split.")
 ]
+Aug = Annotated[
+    str | None,
+    typer.Option("--aug", metavar="none|light|strong", help="Random changes of the training images, for photographs."),
+]
 Patience = Annotated[
     int | None, typer.Option("--patience", metavar="N", help="Stop after N epochs without a better validation loss.")
 ]

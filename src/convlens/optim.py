@@ -102,13 +102,15 @@ def schedule(config: OptimConfig, t: float) -> float:
 
 
 def objective(model: nn.Module, loss: LossConfig, l1: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (logits (N, K), labels (N,)) -> scalar that is minimised; `l1` adds l1 * sum |parameter|."""
+    """The function (logits (N, K), labels) -> scalar that is minimised; `l1` adds l1 * sum |parameter|. The labels are
+    int64 (N,), or the classes' shares (N, K) in the type of the logits."""
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
 
     def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.mse_loss(logits.softmax(1), F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+        shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        return F.mse_loss(logits.softmax(1), shares)
 
     plain = cross_entropy if loss.name == "cross-entropy" else squared_error
     if l1 == 0:

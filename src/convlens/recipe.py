@@ -66,16 +66,26 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless."""
+    """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless.
+
+    `scale`, `warp`, `colour`, `tone`, `mixup` and `cutmix` do not depend on the size of an image. The last two mix an
+    image with another of its batch, and their labels with them; where both are set, half of the images get each.
+    """
 
     flip: bool = False
     shift: int = _number(0, 0, 1024)  # pixels, in both directions
     cutout: int = _number(0, 0, 1024)  # side of the erased square in pixels
     alternate: bool = False  # flip: a coin for each image once, then its other side every second epoch
-    fill: Literal["black", "reflect"] = "black"  # what a shift brings in
+    fill: Literal["black", "reflect"] = "black"  # what a shift or a warp brings in
     # Sides of random squares to train on, spread evenly over the epochs, the last to the end: [24, 28, 32];
     # none: whole images
     crop: list[int] = field(default_factory=list, metadata={"low": 1, "high": 1024})
+    scale: float = _number(1.0, 0.01, 1)  # least share of the area that is cropped and resized to the whole; 1: off
+    warp: float = _number(0.0, 0, 1)  # turns, shears, moves, zooms: up to this times 30 degrees, 0.3, 0.3 sides, 1.41
+    colour: float = _number(0.0, 0, 1)  # brightness, contrast, saturation times 1 - colour to 1 + colour
+    tone: float = _number(0.0, 0, 1)  # share of the images: posterize, solarize, autocontrast or equalize, one of them
+    mixup: float = _number(0.0, 0, 10)  # alpha: the shares of two images are drawn from Beta(alpha, alpha); 0: off
+    cutmix: float = _number(0.0, 0, 10)  # the same for the share of the area that a rectangle of another image takes
 
 
 @dataclass(frozen=True)

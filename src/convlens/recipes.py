@@ -204,6 +204,15 @@ SPEED_CIFAR10_90 = replace(
     optim=replace(SPEED_CIFAR10_85.optim, lr=0.05),
 )
 
+# For photographs of any size. A level is the whole of a recipe's augmentation.
+AUGMENTATIONS = {
+    "none": AugmentConfig(),
+    "light": AugmentConfig(flip=True, scale=0.6),
+    "strong": AugmentConfig(
+        flip=True, scale=0.25, warp=0.3, fill="reflect", colour=0.4, tone=0.3, mixup=0.2, cutmix=1.0
+    ),
+}
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -224,6 +233,13 @@ RECIPES = {
         SPEED_CIFAR10_90,
     )
 }
+
+
+def get_augmentation(name: str) -> AugmentConfig:
+    """A level of augmentation by name."""
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, AUGMENTATIONS)
+    return AUGMENTATIONS[name]
 
 
 def get_recipe(name: str) -> Recipe:

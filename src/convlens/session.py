@@ -18,7 +18,7 @@ from .data import Data
 from .distributed import most, on_main, rank
 from .fitting import advance, finish
 from .recipe import Recipe, parse_setting
-from .recipes import get_recipe
+from .recipes import get_augmentation, get_recipe
 from .run import Run
 
 # A learning rate belongs to its optimizer: what is usual for SGD makes Adam diverge.
@@ -26,17 +26,22 @@ USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4, "muon": 0.
 
 
 def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Recipe:
-    """The recipe called `name`, with the flags that were given and then the `--set` ones laid over it."""
+    """The recipe called `name`, with the flags that were given and then the `--set` ones laid over it. The flag
+    `augment` is the name of a level."""
     base = get_recipe(name)
     given = {key: value for key, value in flags.items() if value is not None}
+    level = given.pop("augment", None)
     given |= dict(parse_setting(text) for text in settings)
-    if not given:
+    if not given and level is None:
         return base
+    if level is not None:
+        base = replace(base, augment=get_augmentation(level))
     if "model.name" in given:
         base = replace(base, model=replace(base.model, args={}))  # the arguments were those of the recipe's network
     if given.get("optim.name", base.optim.name) != base.optim.name:
         given.setdefault("optim.lr", USUAL_LR.get(str(given["optim.name"]), base.optim.lr))
-    changes = ", ".join(f"{key} = {value}" for key, value in given.items())
+    told = {"augment": level} if level else {}
+    changes = ", ".join(f"{key} = {value}" for key, value in (told | given).items())
     return replace(base.override(given), note=f"{base.name} with {changes}")
 
 

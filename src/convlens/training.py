@@ -44,7 +44,11 @@ Watch = Callable[[Batches, Position], Batches]  # what wraps the batches of an e
 @dataclass(frozen=True)
 class Epoch:
     """One pass over the training images. `loss` is the mean over its images and `accuracy` the share that was right,
-    both as they were met (augmented, in training mode). `complete` is False where `stop` cut it short."""
+    both as they were met (augmented, in training mode). `complete` is False where `stop` cut it short.
+
+    Of an image that mixup or cutmix made of two, the right answer is the class with the greater share in it. Where the
+    shares are near each other even a good network is often wrong: this accuracy is no measure of that on whole images.
+    """
 
     index: int
     complete: bool
@@ -110,7 +114,7 @@ def train(
                 set_random_state(device, at.random)
             model.train()
             changes = augmentation(recipe, at.epoch, data.flip_ok)
-            todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
+            todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first, len(data.classes))
             for batch in watch(todo, at) if watch else todo:
                 images, labels, weight = mine(*batch)
                 share = lr_share(recipe, at.epoch, at.step, steps)
@@ -126,7 +130,7 @@ def train(
                 optimizer.zero_grad()
                 (loss if weight == 1 else loss * weight).backward()
                 optimizer.step()
-                right = (logits.detach().argmax(1) == labels).sum()
+                right = (logits.detach().argmax(1) == answers(labels)).sum()
                 at.losses[at.step], right = of_batch(loss.detach(), right, weight)
                 at.correct += right
                 at.step += 1
@@ -165,6 +169,11 @@ def _stopped(stop: threading.Event) -> bool:
     if stopped:
         stop.set()
     return stopped
+
+
+def answers(labels: Tensor) -> Tensor:
+    """The right answer to each image (N,): its label, or of its classes' shares (N, K) the greatest one's class."""
+    return labels if labels.ndim == 1 else labels.argmax(1)
 
 
 def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
