@@ -6,7 +6,10 @@ Whatever reads pictures calls `preprocess`; nothing else in the package resizes 
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,8 +54,7 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
     if not data:
         raise UserError(f"{name} is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata and, before ours, on the size
+        with _unwarned():  # of damaged metadata and, before ours, of the size
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             small = picture.width * picture.height <= MAX_PIXELS
             if small:
@@ -91,8 +93,29 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
             picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
         else:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.uint8)
+    pixels = np.array(picture, dtype=np.uint8)  # not asarray: torch warns of what cannot be written to
     return pixels[None] if spec.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+_gate, _filters, _inside = threading.Lock(), ExitStack(), 0
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without Pillow's warnings. `catch_warnings` changes what the whole process does and puts back what it found, so
+    threads that decode side by side share one: the first in opens it, the last out closes it."""
+    global _inside
+    with _gate:
+        if not _inside:
+            _filters.enter_context(warnings.catch_warnings(action="ignore"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _inside -= 1
+            if not _inside:
+                _filters.close()
 
 
 # What undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF, and fails where that is damaged.
@@ -110,8 +133,7 @@ _TURNS = {
 def _upright(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation turns it; where the EXIF cannot be read, as it lies."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _unwarned():
             turn = _TURNS.get(picture.getexif().get(0x0112, 1))
     except Exception:  # Pillow's EXIF reader, too, raises anything at all
         return picture
