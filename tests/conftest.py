@@ -24,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The real data sets, for tests that are marked with `data`."""
+    return Path(os.environ["CONVLENS_DATA"])
+
+
+@pytest.fixture(scope="session")
 def convlens() -> Convlens:
     """Runs the real program; its arguments, then subprocess.run's own keywords."""
 

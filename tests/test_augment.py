@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from convlens.augment import augment, crop, cutout, flip, mirror, shift
-from convlens.data import Data, Split
+from convlens.data import Data
 from convlens.images import InputSpec
 from convlens.recipe import AugmentConfig, Recipe
+from convlens.splits import Split
 from convlens.training import train
 
 SHAPES = [(40, 3, 6, 9), (40, 1, 7, 5), (1, 3, 4, 4)]

@@ -12,10 +12,11 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from convlens.data import Split, batches, hold_out, load, steps_per_epoch
+from convlens.data import batches, load, steps_per_epoch
 from convlens.datasets import DATASETS, MNIST, get_spec
 from convlens.images import InputSpec
 from convlens.recipe import AugmentConfig, Recipe
+from convlens.splits import Split, hold_out
 from refusals import refused
 
 SPEC = replace(MNIST, counts=(60, 20), size=(5, 4))
@@ -206,7 +207,7 @@ def test_alternating_alone_mirrors_nothing() -> None:
 )
 def test_batches_lie_pixel_by_pixel(augmentation: AugmentConfig) -> None:
     split = numbered(50)
-    split = replace(split, images=split.images.contiguous(memory_format=torch.channels_last))
+    split = replace(split, store=split.images.contiguous(memory_format=torch.channels_last))
     for images, _ in batches(split, 16, augmentation, 0, 1):
         assert images.is_contiguous(memory_format=torch.channels_last)
 

@@ -17,7 +17,19 @@ import torch
 from convlens import Run
 
 # Dropout, momentum, batch norm, shifts and a schedule: everything that has a state of its own.
-FLAGS = ("mnist-5k", "--limit", "900", "--epochs", "10", "--set", "model.args.dropout=0.2", "-b", "32", "--no-plots")
+EPOCHS = 10
+FLAGS = (
+    "mnist-5k",
+    "--limit",
+    "900",
+    "--epochs",
+    str(EPOCHS),
+    "--set",
+    "model.args.dropout=0.2",
+    "-b",
+    "32",
+    "--no-plots",
+)
 
 
 def program(*arguments: str) -> list[str]:
@@ -25,12 +37,11 @@ def program(*arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """A run that nobody disturbed, and how long its epochs took all together."""
+def unbroken(tmp_path_factory) -> Run:
+    """A run that nobody disturbed."""
     out = tmp_path_factory.mktemp("unbroken")
     subprocess.run(program(*FLAGS, "--out", str(out), "--name", "run"), check=True, capture_output=True)
-    run = Run.open(out / "run")
-    return run, run.metrics["train_seconds"]
+    return Run.open(out / "run")
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:
@@ -51,25 +62,31 @@ def assert_same(run: Run, other: Run) -> None:
     assert (run.path / "predictions.csv").read_bytes() == (other.path / "predictions.csv").read_bytes()
 
 
-def kill_and_resume(out: Path, delay: float) -> Run:
-    """Train, SIGKILL `delay` seconds after training began, resume to the end."""
+def kill_and_resume(out: Path, epochs: int, delay: float) -> Run:
+    """Train, SIGKILL `delay` seconds after `epochs` were done, resume to the end. The epochs are counted in the run,
+    because the machine may be twice as fast now as when the unbroken run was timed."""
+    history = out / "run" / "history.jsonl"
     with subprocess.Popen(program(*FLAGS, "--out", str(out), "--name", "run"), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         process.stderr.readline()  # "... training images ... -> run": the folder is there, training begins
+        while epochs and (not history.exists() or history.read_bytes().count(b"\n") < epochs):
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.002)
         time.sleep(delay)
         process.kill()
     assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
     done = len(Run.open(out / "run").history)
+    assert done < EPOCHS
     subprocess.run(program("--resume", str(out / "run"), "--no-plots"), check=True, capture_output=True)
-    print(f"killed after {delay:.2f} s and {done} epochs")
+    print(f"killed {delay:.2f} s after epoch {epochs}, when {done} were done")
     return Run.open(out / "run")
 
 
-def trials(unbroken, tmp_path: Path, count: int, seed: int) -> None:
-    run, seconds = unbroken
-    moments = random.Random(seed)
-    for i in range(count):
-        assert_same(kill_and_resume(tmp_path / str(i), moments.uniform(0, 0.9 * seconds)), run)
+def trials(unbroken: Run, tmp_path: Path, count: int, seed: int) -> None:
+    moments, epoch = random.Random(seed), unbroken.metrics["train_seconds"] / EPOCHS
+    for i in range(count):  # at most epoch 7 and then one more epoch's time, which leaves two for a faster machine
+        killed = kill_and_resume(tmp_path / str(i), moments.randint(0, EPOCHS - 3), moments.uniform(0, epoch))
+        assert_same(killed, unbroken)
 
 
 def test_killed_at_three_moments(unbroken, tmp_path) -> None:
@@ -114,6 +131,6 @@ def test_killed_while_saving(unbroken, tmp_path, write, when) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLER, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     subprocess.run(program("--resume", str(out), "--no-plots"), check=True, capture_output=True)
-    assert_same(Run.open(out), unbroken[0])
+    assert_same(Run.open(out), unbroken)
     assert not list(out.rglob(".*.part"))
-    assert json.loads((out / "metrics.json").read_text())["epochs"] == 10
+    assert json.loads((out / "metrics.json").read_text())["epochs"] == EPOCHS

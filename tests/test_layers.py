@@ -10,8 +10,8 @@ from pathlib import Path
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
-    ["recipe", "recipes", "datasets", "images", "readers"],
-    ["augment", "data", "models", "muon", "optim"],
+    ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
+    ["augment", "splits", "pictures", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "calibration", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
     ["predict", "trial", "bench"],

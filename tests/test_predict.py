@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from convlens.console import counted, passed_over_line, predictions_line
 from convlens.errors import UserError
 from convlens.files import writing_whole
 from convlens.modelfile import ModelFile, save_model
-from convlens.predict import DECODERS, PICTURES, UNREAD, Prediction, pictures_in, to_csv, to_json
+from convlens.predict import DECODERS, Prediction, pictures_in, to_csv, to_json
 from refusals import refused
 
 OLD = Path(__file__).parent / "model-before-calibration.safetensors"  # written by ConvLens at 1dba549, format 1
@@ -226,19 +225,6 @@ def test_who_stops_asking_leaves_no_thread_behind(predictor: Predictor, folder: 
     assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
-def test_threads_that_overlap_leave_the_warnings_as_they_were() -> None:
-    before = list(warnings.filters)
-    one, other = images._unwarned(), images._unwarned()
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)  # the first in is the first out, as no `with` of a single thread would do
-    warnings.warn("not heard: the other is still inside", stacklevel=1)
-    other.__exit__(None, None, None)
-    assert list(warnings.filters) == before
-    with pytest.raises(UserWarning, match="heard"):
-        warnings.warn("heard again", stacklevel=1)
-
-
 def touch(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +241,6 @@ def test_pictures_of_a_folder_in_order_hidden_ones_passed_over(tmp_path: Path) -
     assert found == sorted(found)
     assert passed_over == {".nef": 1, ".avif": 1}
     assert list(pictures_in([tmp_path / "n.txt", tmp_path / "a"])) == [tmp_path / "n.txt", *found[3:5]]
-    assert not PICTURES & UNREAD
 
 
 def test_paths_that_are_none_are_said_before_anything_is_read(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_every_image_once_an_epoch_in_another_order_each_time() -> None:
     data = make_data()
     marked = data.train.images.clone()
     marked[:, 0, 0, 0] = torch.arange(46, dtype=torch.uint8)
-    data = replace(data, train=replace(data.train, images=marked))
+    data = replace(data, train=replace(data.train, store=marked))
     orders: dict[int, list[int]] = {}
     sizes: list[int] = []
 

@@ -22,7 +22,7 @@ _HOME = {
     "RECIPES": "recipes",
     "Recipe": "recipe",
     "Run": "run",
-    "Split": "data",
+    "Split": "splits",
     "UserError": "errors",
     "build": "models",
     "capture": "explain",

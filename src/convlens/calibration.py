@@ -35,8 +35,8 @@ class OperatingPoint:
 @dataclass(frozen=True)
 class Calibration:
     """What a model file knows of its validation split. `temperature` divides the logits; 1 where it was not fitted, and
-    then `note` says why. `images` is their number; `usual` the 1st and the 95th percentile of their energies; `curve` the
-    thresholds at which accuracy reaches a new height, both rising. Below LEAST images the last two are empty."""
+    then `note` says why. `images` is their number; `usual` the 1st and the 95th percentile of their energies; `curve`
+    the thresholds at which accuracy reaches a new height, both rising. Below LEAST images the last two are empty."""
 
     temperature: float = 1.0
     images: int = 0

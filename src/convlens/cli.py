@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,6 +155,10 @@ def train(
     data: flags.DataOrNone = None,
     model: flags.ModelName = None,
     recipe: flags.RecipeName = None,
+    size: flags.PictureSize = None,
+    gray: flags.Gray = False,
+    resize: flags.Resize = None,
+    strict: flags.Strict = False,
     epochs: flags.Epochs = None,
     batch_size: flags.BatchSize = None,
     lr: flags.Lr = None,
@@ -178,6 +183,10 @@ def train(
     """Train a network, keep the best epoch, look at the test set once, save everything in a run folder."""
     given: dict[str, Any] = {
         "model.name": model,
+        "data.size": size and list(_size(size)),
+        "data.channels": 1 if gray else None,
+        "data.resize": resize,
+        "data.max_bad": 0.0 if strict else None,
         "epochs": epochs,
         "batch_size": batch_size,
         "optim.lr": lr,
@@ -189,7 +198,8 @@ def train(
         "device": device,
         "compile": compile_,
     }
-    from .data import load
+    from .console import decoding
+    from .data import is_path, load
     from .device import pick_device
     from .distributed import in_turn, on_main
     from .models import find_builder
@@ -208,18 +218,18 @@ def train(
             raise UserError(f"the run {resume} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
         if model not in (None, own):
             raise UserError(f"the run {resume} trains {own}, not {model}")
-        loaded = in_turn(run.load_data, data_dir)
+        loaded = in_turn(run.load_data, data_dir, decoding())
     elif finish:
         raise UserError("--finish goes with --resume RUN")
     else:
-        made = recipe_from(recipe or "quick", given, settings or ())
+        made = recipe_from(recipe or ("photos" if data and is_path(data) else "quick"), given, settings or ())
         if print_recipe:
             print(made.to_toml(), end="")
             return
         if data is None:
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
         find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
-        loaded = in_turn(load, data, made, data_dir, limit)
+        loaded = in_turn(load, data, made, data_dir, limit, None, decoding())
         run = on_main(start, made, loaded, out, name)
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
 
@@ -232,13 +242,16 @@ def show(
     as_json: flags.Json = False,
 ) -> None:
     """Look at a data set: a grid with labels, the number of images of every class, mean and standard deviation."""
-    from .console import err, print_table
+    import torch
+
+    from .console import decoding, err, print_table
     from .data import load
     from .gallery import draw_data
     from .recipe import DataConfig, Recipe
 
-    loaded = load(data, Recipe(data=DataConfig(val=0.0)), data_dir)
-    pixels = loaded.train.images.float().div_(255)
+    loaded = load(data, Recipe(data=DataConfig(val=0.0)), data_dir, progress=decoding())
+    some = torch.linspace(0, len(loaded.train) - 1, min(len(loaded.train), 60_000)).long()  # all, but for a huge set
+    pixels = loaded.train.at(some).float().div_(255)
     found: dict[str, Any] = {
         "name": loaded.name,
         "classes": loaded.classes,
@@ -362,7 +375,7 @@ def explain(
             part = getattr(data, split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
-            image, name = part.images[int(number)], f"{split}-{number}"
+            image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
             truth = f", is {file.classes[int(part.labels[int(number)])]}"
         else:
             image, name, truth = torch.from_numpy(preprocess(given, file.input)), Path(given).stem, ""
@@ -377,6 +390,30 @@ def explain(
             folder = (out or opened.path / "explain") / name
             drawn = draw_feature_maps(folder, file.model, image, caption)
             err.print(f"{len(drawn)} pictures in {folder}")
+
+
+@app.command()
+def cache(clear: flags.Clear = False, as_json: flags.Json = False) -> None:
+    """The decoded pictures that are kept to start from, and how much room they take; --clear takes them away."""
+    from . import cache as pictures
+    from .console import err, print_table
+
+    found = pictures.entries()
+    if clear:
+        pictures.clear()
+        err.print(f"{len(found):,} sets of decoded pictures taken away, {sum(e.bytes for e in found) / 1e6:,.0f} MB")
+    if as_json:
+        print(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in found]))
+    elif not clear:
+        rows = []
+        for e in found:
+            size = f"{e.spec['size'][0]} x {e.spec['size'][1]} x {e.spec['channels']}"
+            when = datetime.fromtimestamp(e.used).strftime("%Y-%m-%d %H:%M")
+            rows.append((e.source, f"{e.pictures:,}", size, f"{e.bytes / 1e6:,.1f}", when))
+        columns = ("pictures of", "count", "pixels", "MB", "last used")
+        print_table("", columns, rows, ("count", "MB"))
+        total, folder = sum(e.bytes for e in found) / 1e9, pictures.cache_folder() / "pictures"
+        err.print(f"{total:.2f} of at most {pictures.bound() / 1e9:g} GB (CONVLENS_CACHE_GB), in {folder}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import sys
 import time
@@ -94,6 +95,26 @@ def watcher(recipe: Recipe) -> Callable[[Iterable[tuple[Tensor, Tensor]], Positi
                     progress.update(task, completed=done, now=now_text)
 
     return watch
+
+
+def decoding() -> Callable[[int, int], None]:
+    """What is told how many pictures are decoded, of how many: a bar on a terminal, one line at the end elsewhere."""
+    started = time.perf_counter()
+    bar = Progress(TextColumn("decoding"), BarColumn(bar_width=30), MofNCompleteColumn(), console=err, transient=True)
+    task = bar.add_task("")
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            if not bar.live.is_started:
+                bar.start()
+                atexit.register(bar.stop)  # also where decoding ends by an error: the terminal gets its cursor back
+            bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
+            seconds = time.perf_counter() - started
+            err.print(f"decoded {total:,} pictures in {seconds:.1f} s; later runs read them from the cache")
+
+    return progress
 
 
 def duration(seconds: float) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,42 +12,23 @@ import torch
 from torch import Tensor
 
 from .augment import augment
-from .datasets import DatasetSpec, get_spec
+from .datasets import DATASETS, DatasetSpec, get_spec
 from .device import mix_seed
 from .errors import UserError
 from .images import InputSpec
+from .pictures import read_pictures
 from .readers import read
-from .recipe import AugmentConfig, Recipe
-
-
-@dataclass(frozen=True)
-class Split:
-    """`images` uint8 (N, C, H, W), in memory pixel by pixel (channels last, as convolutions take them fastest);
-    `labels` int64 (N,), `index` int64 (N,): each image's place in its file."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> Split:
-        return Split(self.images[indices], self.labels[indices], self.index[indices])
-
-    def first(self, count: int) -> Split:
-        """About `count` images, or all where there are fewer: the first of every class, each in proportion."""
-        share = min(count / len(self), 1.0)
-        members = [(self.labels == label).nonzero().flatten() for label in self.labels.unique()]
-        return self.take(torch.cat([m[: max(round(share * len(m)), 1)] for m in members]).sort().values)
-
-    def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
+from .recipe import AugmentConfig, DataConfig, Recipe
+from .splits import Split, hold_out
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready to train on. `val` is None where the recipe holds nothing out."""
+    """A data set ready to train on. `val` is None where the recipe holds nothing out.
+
+    Of pictures of your own `folder` says where they lie, `files` their paths in it by `Split.index`, `bad` those that
+    cannot be used with the reason, and `said` what a person should know of how they were read.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -61,6 +42,10 @@ class Data:
     test: Split
     data_dir: str | None = None  # where load() was told to look, and how much to keep: a run needs it to load it again
     limit: int | None = None
+    folder: str | None = None
+    files: tuple[str, ...] = ()
+    bad: Mapping[str, str] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Data:
         return replace(
@@ -69,25 +54,38 @@ class Data:
 
 
 def load(
-    name: str | DatasetSpec, recipe: Recipe | None = None, data_dir: str | Path | None = None, limit: int | None = None
+    name: str | Path | DatasetSpec,
+    recipe: Recipe | None = None,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    pinned: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Data:
-    """Load a named data set and hold out `recipe.data.val` of its training images, stratified, by `recipe.seed`.
+    """Load a named data set, or a folder or CSV of your own pictures, and hold out `recipe.data.val` of its training
+    images, stratified, by `recipe.seed`.
 
     `limit` keeps about that many training images and a sixth of it test images, the first of every class alike, for a
-    quick look.
+    quick look. `pinned` and `progress` are of your own pictures, see `read_pictures`.
 
     Raises:
         UserError: an unknown name, damaged files, or a download that failed.
     """
-    spec = get_spec(name) if isinstance(name, str) else name
     recipe = recipe or Recipe()
+    if is_path(name):
+        return _load_own(Path(str(name)).expanduser(), recipe, limit, pinned, progress)
+    spec = name if isinstance(name, DatasetSpec) else get_spec(str(name))
+    config, plain = recipe.data, DataConfig()
+    if (config.size, config.channels, config.resize) != (plain.size, plain.channels, plain.resize):
+        raise UserError(
+            f"size, channels and resize are for pictures of your own; the images of {spec.name} are as they are"
+        )
     train_arrays, test_arrays = read(spec, data_dir)
     train, test = (_split(images, labels) for images, labels in (train_arrays, test_arrays))
     if limit:
         train, test = train.first(limit), test.first(limit // 6)
     sha256 = _content_hash(train, test)
-    train, test = (replace(s, images=s.images.contiguous(memory_format=torch.channels_last)) for s in (train, test))
-    kept, held = hold_out(train.labels, recipe.data.val, recipe.seed)
+    train, test = (replace(s, store=s.store.contiguous(memory_format=torch.channels_last)) for s in (train, test))
+    kept, held = hold_out(train.labels, recipe.data.val, recipe.seed, classes=spec.classes)
     return Data(
         name=spec.name,
         classes=spec.classes,
@@ -104,28 +102,40 @@ def load(
     )
 
 
-def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held out), each sorted: of every class `share` of its images, rounded, at least one.
+def is_path(name: str | Path | DatasetSpec) -> bool:
+    """Whether DATA is a folder or a CSV rather than a name; a name wins, and `./mnist` is a folder."""
+    if not isinstance(name, str):
+        return isinstance(name, Path)
+    return name not in DATASETS and (
+        "/" in name or "\\" in name or name.endswith((".csv", ".tsv")) or Path(name).exists()
+    )
 
-    Raises:
-        UserError: a class would have no image left to train on.
-    """
-    if share == 0:
-        return torch.arange(len(labels)), torch.empty(0, dtype=torch.int64)
-    generator = np.random.default_rng(mix_seed(seed, 0x5011))  # its own stream: not the one that orders epoch 0
-    held = []
-    for label in labels.unique().tolist():
-        members = generator.permutation(np.flatnonzero(labels.numpy() == label))
-        count = max(round(share * len(members)), 1)
-        if count >= len(members):
-            raise UserError(
-                f"class number {label} has {len(members)} training images, too few to hold {share:.0%} out: add images "
-                "or set data.val=0"
-            )
-        held.append(members[:count])
-    taken = np.zeros(len(labels), dtype=bool)
-    taken[np.concatenate(held)] = True
-    return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))
+
+def _load_own(
+    path: Path,
+    recipe: Recipe,
+    limit: int | None,
+    pinned: Mapping[str, str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Data:
+    found = read_pictures(path, recipe, pinned, limit, progress)
+    return Data(
+        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        classes=found.classes,
+        input=found.input,
+        mean=found.mean,
+        std=found.std,
+        flip_ok=found.input.channels == 3,  # gray pictures are often writing or scans, which mirroring makes wrong
+        sha256=found.sha256,
+        train=found.train,
+        val=found.val,
+        test=found.test,
+        limit=limit,
+        folder=str(path.absolute()),
+        files=found.files,
+        bad=found.bad,
+        said=found.said,
+    )
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -140,7 +150,7 @@ def batches(
 
     Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere.
     """
-    device = split.images.device
+    device = split.labels.device
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(mix_seed(seed, epoch))).to(device)
     changes = augmentation != AugmentConfig()
     mirrored = None
@@ -151,7 +161,7 @@ def batches(
         mirrored = (coins ^ (epoch % 2 == 0)).to(device)
     for step in range(first_step, steps_per_epoch(split, batch_size)):
         chosen = order[step * batch_size : (step + 1) * batch_size]
-        images, labels = split.images[chosen], split.labels[chosen]
+        images, labels = split.at(chosen), split.labels[chosen]
         if changes:
             # step + 1: numpy pads seeds with zeros, so step 0 would draw the numbers that made the order
             generator = torch.Generator(device).manual_seed(mix_seed(seed, epoch, step + 1))

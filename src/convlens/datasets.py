@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
-from .errors import UserError, unknown
+from .errors import unknown
 
 _DIGITS = tuple("0123456789")
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -208,6 +207,9 @@ def get_spec(name: str) -> DatasetSpec:
         return DATASETS[name]
     for entry in metadata.entry_points(group="convlens.datasets", name=name):
         return entry.load()
-    if Path(name).exists():
-        raise UserError(f"{name} is a folder or file of your own: ConvLens trains on data sets by name so far")
-    raise unknown("data set", name, DATASETS, "`convlens datasets` lists them.")
+    raise unknown(
+        "data set",
+        name,
+        DATASETS,
+        "`convlens datasets` lists them; your own pictures are named by their folder or CSV.",
+    )

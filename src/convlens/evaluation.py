@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import Data, Split
+from .data import Data
 from .device import keep_memory
 from .distributed import gathered, portion
+from .splits import Split
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,15 @@ def logits_of(
     images; all get all logits, and all must call it.
     """
     keep_memory()
-    images = portion(split.images) if sharded else split.images
+    places = torch.arange(len(split), device=split.labels.device)
+    places = portion(places) if sharded else places
     device, weighted = next(model.parameters()).device, views(tta)
 
     def answer(images: Tensor) -> Tensor:
         return torch.stack([weight * model(view(images)).float() for weight, view in weighted]).sum(0).cpu()
 
     with evaluating(model), torch.inference_mode():
-        logits = torch.cat([answer(part.to(device)) for part in images.split(batch_size)])
+        logits = torch.cat([answer(split.at(part).to(device)) for part in places.split(batch_size)])
     return gathered(logits, len(split)) if sharded else logits
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .calibration import Calibration, calibrate, report
-from .data import Data, Split
+from .data import Data
 from .device import pick_device
 from .distributed import on_main
 from .errors import FAILED, UserError
@@ -27,6 +27,7 @@ from .modelfile import ModelFile, save_model
 from .optim import objective
 from .recipe import LossConfig, Recipe
 from .run import Run, make_model, only_one, start
+from .splits import Split
 from .training import Position, Watch, train
 
 GOLDEN = 8  # test images whose logits go into the model file
@@ -144,7 +145,7 @@ def _write_results(
     if tta:
         measured["tta"] = {"views": recipe.tta, "accuracy": tta.accuracy, "loss": tta.loss}
     golden = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
-    images = data.test.images[golden].cpu()
+    images = data.test.at(golden.to(data.test.labels.device)).cpu()
     with torch.inference_mode():
         golden_logits = model.cpu().eval()(images)
     file = ModelFile(
@@ -212,15 +213,19 @@ def _write_history(run: Run, history: list[dict[str, Any]]) -> None:
     write_whole(run.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
-def _predictions_csv(data: Data, logits: Tensor) -> str:
-    """A line a test image: its place, the truth, what it was taken for, and every class's probability."""
+def _predictions_csv(data: Data, logits: Tensor) -> bytes:
+    """A line a test image: its place or file, the truth, what it was taken for, and every class's probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "label", "predicted", "correct", *(f"p_{name}" for name in data.classes)])
+    writer.writerow(
+        ["file" if data.files else "index", "label", "predicted", "correct", *(f"p_{name}" for name in data.classes)]
+    )
     probabilities = logits.softmax(1)
     indices, labels = data.test.index.tolist(), data.test.labels.tolist()
     for i, label, row in zip(indices, labels, probabilities.tolist(), strict=True):
         best = max(range(len(row)), key=row.__getitem__)
         name, truth = data.classes[best], data.classes[label]
-        writer.writerow([i, truth, name, int(best == label), *(f"{p:.6f}" for p in row)])
-    return text.getvalue()
+        writer.writerow(
+            [data.files[i] if data.files else i, truth, name, int(best == label), *(f"{p:.6f}" for p in row)]
+        )
+    return text.getvalue().encode(errors="surrogateescape")  # the very bytes of file names that are not UTF-8

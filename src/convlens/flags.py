@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 # What a command works on
-DataName = Annotated[str, typer.Argument(metavar="DATA", help="A data set's name.", show_default=False)]
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="A data set's name, a folder or a .csv.", show_default=False)
+]
 DataOrNone = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="A data set's name, see `convlens datasets`.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="DATA",
+        help="A data set's name (see `convlens datasets`), a folder of pictures, or a .csv that lists them.",
+        show_default=False,
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.", show_default=False)]
@@ -31,6 +38,17 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="D", help="Where data sets lie (else CONVLENS_DATA, the cache).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+
+# How pictures of your own are read
+PictureSize = Annotated[
+    str | None,
+    typer.Option("--size", metavar="N|HxW", help="Pixels that your own pictures are brought to. [default: at most 64]"),
+]
+Gray = Annotated[bool, typer.Option("--gray", help="Read your own pictures in gray.")]
+Resize = Annotated[
+    str | None, typer.Option("--resize", metavar="fit|crop|stretch", help="Pad, cut or distort what is not as wide.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop where any file cannot be used.")]
 
 # How to train
 ModelName = Annotated[
@@ -87,6 +105,8 @@ PeerEpochs = Annotated[int, typer.Option("--peer-epochs", min=1, metavar="N", he
 Peers = Annotated[Path, typer.Option("--peers", metavar="FOLDER", help="Where the peers' scripts are.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG: accuracy against seconds.")]
+
+Clear = Annotated[bool, typer.Option("--clear", help="Take them all away; they can be decoded again.")]
 
 # Where results go
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import plots
-from .data import Data, Split
+from .data import Data
 from .errors import UserError
 from .evaluation import Metrics
 from .explain import feature_maps, first_filters
 from .files import disk_error
+from .splits import Split
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
@@ -43,7 +44,7 @@ def draw_run(
         drawn.append(plots.save(plots.filters(weights, name), folder / "filters.png"))
     except UserError:  # a network of the user's own without any convolution has no filters to draw
         pass
-    return drawn + draw_feature_maps(folder, model, test.images[0], data.classes[int(test.labels[0])])
+    return drawn + draw_feature_maps(folder, model, test.at(slice(1))[0], data.classes[int(test.labels[0])])
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
@@ -65,7 +66,7 @@ def draw_data(folder: Path, data: Data) -> list[Path]:
     chosen = torch.cat([(train.labels == c).nonzero().flatten()[:each] for c in range(len(data.classes))])
     captions = [data.classes[c] for c in train.labels[chosen].tolist()]
     columns = 10 if len(chosen) > 32 else 8
-    grid = plots.image_grid(train.images[chosen], captions, title=f"{data.name}: training images", columns=columns)
+    grid = plots.image_grid(train.at(chosen), captions, title=f"{data.name}: training images", columns=columns)
     every = torch.cat([s.labels for s in (train, data.val, data.test) if s is not None])
     counts = plots.class_counts(every, data.classes, f"{data.name}: {len(every):,} images in all splits")
     return [plots.save(grid, folder / "samples.png"), plots.save(counts, folder / "class-counts.png")]

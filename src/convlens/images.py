@@ -9,7 +9,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,17 @@ from .errors import UserError
 
 # Larger pictures are refused before they are decoded: a 20 kB file can claim to be 50,000 pixels wide.
 MAX_PIXELS = 100_000_000
+LARGE = 20_000_000  # pixels from which on threads decode one picture at a time, so that memory stays bounded
+_ONE_LARGE = threading.Lock()
 
 # Pillow knows more, but its EPS reader starts Ghostscript, and a picture may come from anywhere.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+PICTURES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})  # their endings
+# Endings of pictures that are not read: whoever has them must be told, not left to wonder where they went
+UNREAD = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".ppm", ".pgm", ".tga", ".exr"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"}
+)
 
 
 @dataclass(frozen=True)
@@ -40,46 +48,126 @@ class InputSpec:
     resize: Literal["fit", "crop", "stretch"] = "crop"
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself: (height, width) in pixels as it is seen, Pillow's names of its mode and format, and
+    whether it has more frames than the first, which is the one that is used."""
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+    frames: bool
+
+
+def facts(source: bytes | str | Path) -> Facts:
+    """Read the header of a picture. Raises UserError, see `open_picture`, but for damage behind the header."""
+    with _reading(source) as picture:
+        return _facts(picture)
+
+
 def open_picture(source: bytes | str | Path) -> Image.Image:
     """Decode a picture fully.
 
     Raises:
         UserError: the file is missing, empty, not a picture, truncated, or larger than MAX_PIXELS.
     """
+    with _reading(source) as picture:
+        picture.load()
+        return picture
+
+
+def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarray, Facts]:
+    """Decode and preprocess a picture: uint8 (C, H, W) as `preprocess` makes it, and what the file said of itself.
+
+    A JPEG of more than twice the needed size is decoded only as finely as needed (its own scaling by 2, 4 or 8), which
+    is how photographs of a phone are read several times as fast.
+
+    Raises:
+        UserError: see `open_picture`.
+    """
+    with _reading(source) as picture:
+        found = _facts(picture)
+        picture.draft(None, (2 * max(spec.size),) * 2)
+        with _ONE_LARGE if picture.width * picture.height > LARGE else nullcontext():
+            picture.load()
+            return preprocess(picture, spec), found
+
+
+@contextmanager
+def _reading(source: bytes | str | Path) -> Iterator[Image.Image]:
+    """The picture with its header read; whatever goes wrong in the `with` becomes one sentence."""
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {name}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise UserError(f"{name} is empty")
     try:
-        with _unwarned():  # of damaged metadata and, before ours, of the size
+        with _QUIET:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            small = picture.width * picture.height <= MAX_PIXELS
-            if small:
-                picture.load()
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
+            yield picture
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not a picture that can be read (JPEG, PNG, WebP, GIF, TIFF or BMP)") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} claims more pixels than the {MAX_PIXELS:,} that are allowed") from error
     except Exception as error:  # Pillow's decoders raise anything at all on damage
         raise UserError(f"{name} is damaged: {error}") from error
-    if not small:
-        raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
-    return picture
+
+
+class _Quiet:
+    """Inside the `with` warnings are silent: Pillow's remarks on damaged metadata and, before ours, on the size. Unlike
+    warnings.catch_warnings it may be entered by several threads at once: the last one out turns them on again."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.caught = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def _facts(picture: Image.Image) -> Facts:
+    """Asked before the pixels are read, for counting a GIF's frames goes back to its first."""
+    turned = _turn(picture) in (
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    )
+    size = (picture.width, picture.height) if turned else (picture.height, picture.width)
+    return Facts(size, picture.mode, str(picture.format), bool(getattr(picture, "is_animated", False)))
 
 
 def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np.ndarray:
     """A picture -> uint8 array (C, H, W) as `spec` says: EXIF orientation applied, transparency laid on white, 16-bit
-    gray scaled to 8 bits, CMYK and palettes converted, resized.
+    gray scaled to 8 bits, CMYK and palettes converted, resized. A file goes through `read_picture`.
 
     Raises:
         UserError: see `open_picture`.
     """
     if not isinstance(picture, Image.Image):
-        picture = open_picture(picture)
-    picture = _plain(_upright(picture)).convert("L" if spec.channels == 1 else "RGB")
+        return read_picture(picture, spec)[0]
+    turn = _turn(picture)
+    picture = picture if turn is None else picture.transpose(turn)
+    picture = _plain(picture).convert("L" if spec.channels == 1 else "RGB")
     height, width = spec.size
     if picture.size != (width, height):
         if spec.resize == "fit":
@@ -97,27 +185,6 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
     return pixels[None] if spec.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-_gate, _filters, _inside = threading.Lock(), ExitStack(), 0
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Without Pillow's warnings. `catch_warnings` changes what the whole process does and puts back what it found, so
-    threads that decode side by side share one: the first in opens it, the last out closes it."""
-    global _inside
-    with _gate:
-        if not _inside:
-            _filters.enter_context(warnings.catch_warnings(action="ignore"))
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _gate:
-            _inside -= 1
-            if not _inside:
-                _filters.close()
-
-
 # What undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF, and fails where that is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -130,14 +197,13 @@ _TURNS = {
 }
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation turns it; where the EXIF cannot be read, as it lies."""
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for; nothing where the EXIF cannot be read."""
     try:
-        with _unwarned():
-            turn = _TURNS.get(picture.getexif().get(0x0112, 1))
+        with _QUIET:
+            return _TURNS.get(picture.getexif().get(0x0112, 1))
     except Exception:  # Pillow's EXIF reader, too, raises anything at all
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        return None
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -24,15 +24,9 @@ from torch import Tensor
 
 from .calibration import energy, probabilities_of
 from .errors import UserError
-from .images import preprocess
+from .images import PICTURES, UNREAD, preprocess
 from .modelfile import ModelFile, load_model
 
-PICTURES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-# What a folder of photographs may hold beside them. These are counted, so that none is missing without a word.
-UNREAD = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".eps", ".psd", ".ico", ".ppm", ".pgm", ".tga", ".exr", ".hdr"}
-    | {".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"}
-)
 UNKNOWN = "unknown"  # the label of a picture whose probability is below the threshold
 DECODERS = 4  # threads; Pillow lets the others run while it decodes
 

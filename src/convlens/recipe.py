@@ -81,10 +81,30 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """`val` is the share of the training images that is held out to choose the best epoch; 0 trains on all of them.
-    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it."""
+    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it.
+
+    The others are for pictures of your own: `test` the share that becomes the test set where they have none, `max_bad`
+    the share of files that may be unusable, `size` [height, width] and `channels` what they are brought to ([] and 0:
+    chosen from the pictures), `resize` how (see `InputSpec`); the columns are those of a CSV.
+    """
 
     val: float = _number(0.1, 0, 0.9)
     test_each_epoch: bool = False
+    test: float = _number(0.15, 0, 0.9)
+    max_bad: float = _number(0.05, 0, 1)
+    size: list[int] = field(default_factory=list, metadata={"low": 1, "high": 4096})
+    channels: int = _number(0, 0, 3)
+    resize: Literal["fit", "crop", "stretch"] = "crop"
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str = "split"
+    group_column: str = "group"
+
+    def __post_init__(self) -> None:
+        if len(self.size) not in (0, 2):
+            raise UserError(f"data.size is [height, width], or [] to choose it from the pictures, not {self.size}")
+        if self.channels == 2:
+            raise UserError("data.channels is 1 (gray), 3 (colour) or 0 to choose it from the pictures, not 2")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,17 @@ QUICK = Recipe(
     augment=AugmentConfig(flip=True, shift=2),
 )
 
+# What `convlens train FOLDER` does when nothing else is said.
+PHOTOS = Recipe(
+    name="photos",
+    note="For a few thousand photographs of your own.",
+    epochs=30,
+    batch_size=64,
+    model=ModelConfig("vgg", args={"widths": [32, 64, 128, 256], "convs": 1}),
+    optim=_ONE_CYCLE,
+    augment=AugmentConfig(flip=True, shift=8),
+)
+
 RESNET_CIFAR10 = Recipe(
     name="resnet-cifar10",
     note="ResNet-20 with its paper's augmentation (shift by 4, mirror) on a one-cycle schedule.",
@@ -202,6 +213,7 @@ RECIPES = {
         CNN_CIFAR10,
         DROPOUT_CIFAR10,
         QUICK,
+        PHOTOS,
         RESNET_CIFAR10,
         SPEED_MNIST,
         SPEED_MNIST_995,

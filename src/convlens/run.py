@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,13 +89,24 @@ class Run:
     def best(self) -> Path:
         return self.path / "checkpoint" / "best.safetensors"
 
-    def load_data(self, data_dir: str | Path | None = None) -> Data:
-        """The data that the run was trained on, with its own validation split.
+    def load_data(self, data_dir: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> Data:
+        """The data that the run was trained on, with its own validation split. Your own pictures are read from where
+        they were, or from `data_dir` in its place; `progress` is that of `load`.
 
         Raises:
             UserError: it is not on this disk, or its content is not what the run saw.
         """
         seen = self.environment["data"]
+        if seen.get("folder"):
+            with (self.path / "split.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                pinned = {row["path"]: row["split"] for row in csv.DictReader(file)}
+            data = load(Path(data_dir or seen["folder"]), self.recipe, pinned=pinned, progress=progress)
+            if data.sha256 != seen["sha256"]:
+                raise UserError(
+                    f"the pictures in {data.folder} are not those that this run was trained on: some were changed, or "
+                    "their labels were"
+                )
+            return data
         everything = self.recipe.override({"data.val": 0.0, "patience": 0})
         data = load(seen["name"], everything, data_dir or seen["data_dir"], seen["limit"])
         if data.sha256 != seen["sha256"]:
@@ -135,7 +147,7 @@ def make_model(recipe: Recipe, data: Data) -> nn.Sequential:
         args=recipe.model.args,
         seed=recipe.seed,
     )
-    fit_whitening(model, data.train.images[:WHITENED].cpu())
+    fit_whitening(model, data.train.at(slice(WHITENED)).cpu())
     return model.to(pick_device(recipe.device))
 
 
@@ -146,6 +158,10 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
         UserError: the folder exists, or cannot be made; or the model does not take these images, or no such device.
     """
     device = next(make_model(recipe, data).parameters()).device  # what cannot run here leaves no folder behind
+    if data.folder:  # what was chosen from the pictures is written down: more of them must not choose otherwise
+        spec = data.input
+        chosen = replace(recipe.data, size=list(spec.size), channels=spec.channels, resize=spec.resize)
+        recipe = replace(recipe, data=chosen)
     out = Path(out)
     if name and Path(name).name != name:
         raise UserError(f"--name is a folder's name without a path, not {name!r}; --out says where")
@@ -161,9 +177,12 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
             "images": {"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
             "data_dir": data.data_dir,
             "limit": data.limit,
+            "folder": data.folder,
         }
         write_json(part / "environment.json", {**environment(device), "processes": world(), "data": seen})
         write_whole(part / "split.csv", _split_csv(data))
+        if data.folder:
+            write_whole(part / "bad_files.csv", _csv(["path", "reason"], sorted(data.bad.items())))
         for each in names:
             if (out / each).exists():
                 continue
@@ -201,8 +220,26 @@ def only_one(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def _split_csv(data: Data) -> str:
-    """Which training image went where: its place in the data set's file, and the split."""
+def _split_csv(data: Data) -> str | bytes:
+    """Which training image went where: its place in the data set's file, and the split; of your own pictures all."""
+    if data.files:
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        named = [
+            (data.files[i], data.classes[label], name)
+            for name, split in splits.items()
+            if split
+            for i, label in zip(split.index.tolist(), split.labels.tolist(), strict=True)
+        ]
+        return _csv(["path", "label", "split"], sorted(named))
     rows = [(i, "train") for i in data.train.index.tolist()]
     rows += [(i, "val") for i in (data.val.index.tolist() if data.val else [])]
     return "index,split\n" + "".join(f"{index},{split}\n" for index, split in sorted(rows))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A CSV in UTF-8, with the very bytes of names that are not."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")

@@ -49,6 +49,8 @@ def train_to_the_end(
     recipe = on_main(lambda: run.recipe)
     path = shlex.quote(str(run.path))
     own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named
+    for sentence in data.said:
+        err.print(sentence)
     held = f", {len(data.val):,} held out" if data.val else ""
     err.print(f"{data.name}: {len(data.train):,} training images{held}, {len(data.test):,} test images -> {run.path}")
     with _stopping() as (stop, caught):

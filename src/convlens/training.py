@@ -88,7 +88,7 @@ def train(
     split = data.train.to(device)
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
-    flops = forward_flops(model, split.images[:1])
+    flops = forward_flops(model, split.at(slice(1)))
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
     layers, frozen = freezable(model, recipe.optim), -1

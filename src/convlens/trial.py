@@ -77,7 +77,7 @@ def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Itera
             if to_accuracy is not None and accuracy >= to_accuracy:
                 break
         training = Timer(device)
-    forward = forward_flops(model, data.train.images[:1])
+    forward = forward_flops(model, data.train.at(slice(1)))
     # Where the model is compiled its first step does it; the others say what a step takes otherwise.
     if compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2:
         steps = [after - before for before, after in itertools.pairwise(stamps)]
@@ -116,7 +116,7 @@ def run_flops(recipe: Recipe, data: Data) -> int:
         key = height, width, frozen_layers(recipe, epoch, step, steps)
         if key not in counted:
             freeze(layers, key[2])
-            images, labels = data.train.images[:2, :, :height, :width], data.train.labels[:2]
+            images, labels = data.train.at(slice(2))[:, :, :height, :width], data.train.labels[:2]
             counted[key] = training_flops(model, images, labels)
         total += counted[key] * min(recipe.batch_size, len(data.train) - step * recipe.batch_size)
     return total

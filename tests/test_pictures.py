@@ -1,0 +1,255 @@
+"""Your own pictures from the folder to the run: splits, groups, sizes, bad files, and the run taken up again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convlens import Recipe, Run, UserError, fit, load
+from convlens.images import preprocess
+from convlens.recipe import DataConfig
+from convlens.splits import hold_out
+
+COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 40, 30)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def album(root: Path, each: int = 20, sizes: tuple[int, ...] = (40, 30), below: str = "") -> Path:
+    """`each` noisy PNGs of each of three colours; no two are alike."""
+    random = np.random.default_rng(len(below))
+    for name, colour in COLOURS.items():
+        folder = root / below / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            shape = (sizes[0] + i % len(sizes), sizes[-1], 3)
+            pixels = np.clip(random.normal(colour, 25, shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i:03}.png")
+    return root
+
+
+def recipe(**data: object) -> Recipe:
+    return Recipe(data=DataConfig(**data))
+
+
+def names(data, split) -> set[str]:
+    return {data.files[i] for i in split.index.tolist()}
+
+
+def test_splits_are_made_stratified_and_seeded(tmp_path) -> None:
+    album(tmp_path)
+    data = load(tmp_path, recipe(test=0.2, val=0.25))
+    assert [len(s) for s in (data.train, data.val, data.test)] == [36, 12, 12]
+    for split in (data.train, data.val, data.test):
+        assert len(set(split.labels.bincount().tolist())) == 1
+        for place in (0, len(split) - 1):
+            path = data.files[int(split.index[place])]
+            assert path.startswith(data.classes[int(split.labels[place])])
+            np.testing.assert_array_equal(split.at(slice(place, place + 1))[0], preprocess(tmp_path / path, data.input))
+    parts = [names(data, s) for s in (data.train, data.val, data.test)]
+    assert len(set.union(*parts)) == 60
+    again = load(tmp_path, recipe(test=0.2, val=0.25))
+    assert names(again, again.test) == parts[2]
+    other = load(tmp_path, Recipe(seed=1, data=DataConfig(test=0.2, val=0.25)))
+    assert names(other, other.test) != parts[2]
+
+
+def test_folders_named_as_splits_are_kept(tmp_path) -> None:
+    for below, each in (("Train", 9), ("Valid", 4), ("TEST", 5)):
+        album(tmp_path, each, below=below)
+    data = load(str(tmp_path), recipe(val=0.5))
+    assert [len(s) for s in (data.train, data.val, data.test)] == [27, 12, 15]
+    assert all(name.startswith("TEST/") for name in names(data, data.test))
+    shutil.rmtree(tmp_path / "Valid")
+    data = load(str(tmp_path), recipe(val=0.34))
+    assert [len(s) for s in (data.train, data.val, data.test)] == [18, 9, 15]
+
+
+def test_groups_and_identical_pictures_stay_together(tmp_path) -> None:
+    album(tmp_path, 30)
+    for colour in COLOURS:
+        shutil.copy(tmp_path / colour / "003.png", tmp_path / colour / "copy.png")
+    rows = [
+        (f"{c}/{p.name}", c, f"{c}{i % 7}") for c in COLOURS for i, p in enumerate(sorted((tmp_path / c).iterdir()))
+    ]
+    with (tmp_path / "all.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "group"), *rows])
+    person = {path: group for path, _, group in rows}
+    for seed in range(5):
+        data = load(tmp_path / "all.csv", Recipe(seed=seed, data=DataConfig(val=0.2, test=0.2)))
+        sides = [{person[name] for name in names(data, s)} for s in (data.train, data.val, data.test)]
+        assert not sides[0] & sides[1]
+        assert not (sides[0] | sides[1]) & sides[2]
+        data = load(tmp_path, Recipe(seed=seed, data=DataConfig(val=0.2, test=0.2)))
+        for split in (data.train, data.val, data.test):
+            for colour in COLOURS:
+                assert len(names(data, split) & {f"{colour}/003.png", f"{colour}/copy.png"}) != 1
+
+
+def test_group_shares_are_near_what_is_asked() -> None:
+    """Against what is possible: groups of 1 to 4 of a class can meet every share to within a picture or so."""
+    random = np.random.default_rng(0)
+    labels = torch.from_numpy(random.integers(0, 5, 1000))
+    groups = [f"{label}-{random.integers(90)}" for label in labels.tolist()]
+    kept, held = hold_out(labels, 0.2, 3, groups)
+    assert sorted(kept.tolist() + held.tolist()) == list(range(1000))
+    assert not {groups[i] for i in kept.tolist()} & {groups[i] for i in held.tolist()}
+    asked = (0.2 * labels.bincount()).round()
+    assert (labels[held].bincount() - asked).abs().max() <= 1
+
+
+def test_single_groups_are_held_out_exactly() -> None:
+    labels = torch.arange(100) % 4
+    _, held = hold_out(labels, 0.2, 0, list(range(100)))
+    assert labels[held].bincount().tolist() == [5, 5, 5, 5]
+
+
+def test_a_class_of_one_group_cannot_be_split() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    groups = ["anna"] * 10 + list(map(str, range(10)))
+    with pytest.raises(UserError, match="the class cat cannot be split: it has 10 images"):
+        hold_out(labels, 0.2, 0, groups, ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mode", "config", "size", "channels"),
+    [
+        ((28, 28), "L", {}, (28, 28), 1),
+        ((48, 64), "RGB", {}, (48, 64), 3),
+        ((128, 128), "RGB", {}, (64, 64), 3),
+        ((300, 100), "P", {}, (64, 64), 3),
+        ((20, 24), "1", {}, (20, 24), 1),
+        ((128, 128), "RGB", {"size": [32, 48], "channels": 1}, (32, 48), 1),
+    ],
+)
+def test_the_size_is_chosen_from_the_pictures(tmp_path, sizes, mode, config, size, channels) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("L", (sizes[1], sizes[0]), 40 * i).convert(mode).save(tmp_path / name / f"{i}.png")
+    data = load(tmp_path, recipe(val=0, test=0.2, **config))
+    assert (data.input.size, data.input.channels) == (size, channels)
+    assert data.said[0].startswith(f"pictures of {sizes[0]} x {sizes[1]} pixels")
+
+
+def test_mean_and_std_are_those_of_the_training_pixels(tmp_path) -> None:
+    data = load(album(tmp_path))
+    pixels = data.train.images.double() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3)), atol=1e-4)
+
+
+def test_bad_files_are_left_out_named_and_counted(tmp_path) -> None:
+    album(tmp_path)
+    (tmp_path / "red" / "005.png").write_bytes((tmp_path / "red" / "005.png").read_bytes()[:300])
+    (tmp_path / "red" / "empty.png").write_bytes(b"")
+    data = load(tmp_path)
+    assert {**data.bad} == {"red/005.png": data.bad["red/005.png"], "red/empty.png": "the file is empty"}
+    assert data.bad["red/005.png"].startswith("the file is damaged")
+    assert len(data.files) == 59
+    assert any(sentence.startswith("2 files cannot be used") for sentence in data.said)
+    with pytest.raises(UserError, match=r"2 of 61 files in .* cannot be used .* --set data.max_bad=0.04"):
+        load(tmp_path, recipe(max_bad=0.02))
+
+
+def test_a_class_whose_every_file_is_bad(tmp_path) -> None:
+    album(tmp_path, 3)
+    for path in (tmp_path / "red").iterdir():
+        path.write_bytes(b"no")
+    with pytest.raises(UserError, match="none of the 3 pictures of the class red can be used"):
+        load(tmp_path, recipe(max_bad=0.9))
+
+
+@pytest.fixture
+def finished(tmp_path) -> tuple[Path, Run]:
+    root = album(tmp_path / "album", 12)
+    (root / "blue" / "bad.png").write_bytes(b"")
+    made = Recipe.from_dict({"epochs": 2, "batch_size": 16, "data": {"max_bad": 0.1}})
+    return root, fit(made, load(root, made), tmp_path / "runs")
+
+
+def test_a_run_says_what_it_was_trained_on(finished) -> None:
+    run = finished[1]
+    assert run.path.name == "album-vgg-1"
+    assert (run.path / "bad_files.csv").read_text() == "path,reason\nblue/bad.png,the file is empty\n"
+    rows = list(csv.DictReader((run.path / "split.csv").open()))
+    assert Counter(row["split"] for row in rows) == {"train": 27, "test": 6, "val": 3}
+    assert all(row["path"].split("/")[0] == row["label"] for row in rows)
+    predicted = list(csv.DictReader((run.path / "predictions.csv").open()))
+    assert {row["file"] for row in predicted} == {row["path"] for row in rows if row["split"] == "test"}
+    assert run.recipe.data.size == [30, 30]
+    assert run.model_file().input.size == (30, 30)
+    assert run.metrics["test"]["accuracy"] > 0.9
+
+
+def test_a_run_finds_its_splits_again(finished) -> None:
+    root, run = finished
+    before = {row["path"]: row["split"] for row in csv.DictReader((run.path / "split.csv").open())}
+    for i in range(40):  # pictures that came later are none of its business, nor may they change its size
+        Image.new("RGB", (200, 200), (i, 0, 0)).save(root / "red" / f"new{i}.png")
+    data = run.load_data()
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        assert names(data, split) == {path for path, where in before.items() if where == name}
+    moved = root.rename(root.with_name("elsewhere"))
+    with pytest.raises(UserError, match="there is no folder or file"):
+        run.load_data()
+    assert len(run.load_data(moved).train) == 27
+    Image.new("RGB", (40, 30), "red").save(moved / "green" / "000.png")
+    with pytest.raises(UserError, match="not those that this run was trained on"):
+        run.load_data(moved)
+    (moved / "green" / "000.png").unlink()
+    with pytest.raises(UserError, match="1 of the pictures that the run was trained on are not in"):
+        run.load_data(moved)
+
+
+def test_the_program(tmp_path, convlens) -> None:
+    root = album(tmp_path / "my album", 12)
+    (root / "red" / "notes.txt").write_text("x")
+    (root / "red" / "bad.png").write_bytes(b"")
+    ended = convlens(
+        "train", root, "--epochs", 2, "-b", 16, "--size", "24x20", "--json", "--no-plots", "--out", tmp_path / "r"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "brought to 24 x 20, cropped at the centre where the proportions differ, in colour\n" in ended.stderr
+    assert "held out as the test split" in ended.stderr
+    assert "passed over: a .txt file (1)" in ended.stderr
+    assert "1 files cannot be used" in ended.stderr
+    run = json.loads(ended.stdout)["run"]
+    assert Run.open(run).recipe.name == "photos"
+    measured = convlens("evaluate", run, "--json")
+    assert json.loads(measured.stdout)["accuracy"] == json.loads(ended.stdout)["test"]["accuracy"]
+    strict = convlens("train", root, "--strict", "--out", tmp_path / "r")
+    assert strict.returncode == 2
+    assert "1 of 37 files" in strict.stderr
+    assert "red/bad.png: the file is empty" in strict.stderr
+    named = convlens("train", "mnist-5k", "--size", "14")
+    assert named.returncode == 2
+    assert "size, channels and resize are for pictures of your own" in named.stderr
+
+
+@pytest.mark.data
+def test_the_cifar_folder_has_the_pixels_of_cifar10(data_root) -> None:
+    """Another order, and so another training; but the same images under the same labels in the same splits."""
+    plain = recipe(val=0)
+    ours, theirs = load(data_root / "cifar10-folder", plain), load("cifar10", plain, data_root)
+    assert (ours.classes, ours.input) == (theirs.classes, theirs.input)
+    for split, other in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        assert counted(split) == counted(other)
+
+
+def counted(split) -> Counter[tuple[int, bytes]]:
+    pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+    hashed = (hashlib.blake2b(image, digest_size=16).digest() for image in pixels)
+    return Counter(zip(split.labels.tolist(), hashed, strict=True))
