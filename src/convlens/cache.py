@@ -143,8 +143,8 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
                     if problem:
                         problems[len(facts)] = problem
                     facts.append(found)
-                    digests.write(hashlib.blake2b(image, digest_size=16).digest())
-                pixels.write(block)
+                    digests.write(hashlib.blake2b(image.data, digest_size=16).digest())
+                pixels.write(block.data)
                 if progress:
                     progress(len(facts))
             pixels.flush()

@@ -10,12 +10,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
 
@@ -62,7 +62,9 @@ class Facts:
 def facts(source: bytes | str | Path) -> Facts:
     """Read the header of a picture. Raises UserError, see `open_picture`, but for damage behind the header."""
     with _reading(source) as picture:
-        return _facts(picture)
+        found = _facts(picture)
+        # a PNG has its EXIF anywhere: to ask for it is to decode it all
+        return found if found.format == "PNG" else _as_seen(found, picture)
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
@@ -90,7 +92,7 @@ def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarra
         picture.draft(None, (2 * max(spec.size),) * 2)
         with _ONE_LARGE if picture.width * picture.height > LARGE else nullcontext():
             picture.load()
-            return preprocess(picture, spec), found
+            return preprocess(picture, spec), _as_seen(found, picture)
 
 
 @contextmanager
@@ -145,15 +147,30 @@ _QUIET = _Quiet()
 
 
 def _facts(picture: Image.Image) -> Facts:
-    """Asked before the pixels are read, for counting a GIF's frames goes back to its first."""
-    turned = _turn(picture) in (
+    """As the picture lies, asked before its pixels are read: a JPEG may be smaller afterwards."""
+    size = picture.height, picture.width
+    return Facts(size, picture.mode, str(picture.format), _has_frames(picture))
+
+
+def _has_frames(picture: Image.Image) -> bool:
+    if picture.format != "GIF" or not isinstance(picture, ImageFile.ImageFile):
+        return bool(getattr(picture, "is_animated", False))
+    try:  # a GIF is asked in a second reading of its bytes, for the answer is found by decoding on from here
+        with Image.open(io.BytesIO(picture.fp.getvalue()), formats=["GIF"]) as again:  # type: ignore[union-attr]
+            return bool(getattr(again, "is_animated", False))
+    except Exception:  # its later frames may be damaged: nobody needs them
+        return False
+
+
+def _as_seen(found: Facts, picture: Image.Image) -> Facts:
+    """The same, its size as the EXIF orientation turns it."""
+    sideways = _turn(picture) in (
         Image.Transpose.TRANSPOSE,
         Image.Transpose.ROTATE_270,
         Image.Transpose.TRANSVERSE,
         Image.Transpose.ROTATE_90,
     )
-    size = (picture.width, picture.height) if turned else (picture.height, picture.width)
-    return Facts(size, picture.mode, str(picture.format), bool(getattr(picture, "is_animated", False)))
+    return replace(found, size=found.size[::-1]) if sideways else found
 
 
 def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np.ndarray:
