@@ -7,8 +7,11 @@ import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -320,10 +323,11 @@ def evaluate(
     min_accuracy: flags.MinAccuracy = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Measure a run's model on the test set again: accuracy, loss, and every class."""
-    from .console import err, metrics_table
+    """Measure a run's model on the test set again: accuracy, loss, every class, and how far to trust it."""
+    from .calibration import report
+    from .console import calibration_line, err, metrics_table, out
     from .device import pick_device
-    from .evaluation import evaluate as measure
+    from .evaluation import answers_of, metrics_of
     from .modelfile import golden_difference
     from .run import Run
 
@@ -333,12 +337,13 @@ def evaluate(
     if difference > 1e-4:
         err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
         raise typer.Exit(GATE)
-    device = pick_device()
-    metrics = measure(file.model.to(device), opened.load_data(data_dir).test, file.classes)
+    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir))
+    metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
     if as_json:
-        print(json.dumps(metrics.to_dict()))
+        print(json.dumps({**metrics.to_dict(), "calibration": calibration}))
     else:
         metrics_table(metrics)
+        out.print(calibration_line(calibration))
     if min_accuracy is not None and metrics.accuracy < min_accuracy:
         err.print(f"convlens: accuracy {metrics.accuracy:.4f} is below {min_accuracy}")
         raise typer.Exit(GATE)
@@ -459,34 +464,57 @@ def predict(
     model: flags.ModelPath,
     paths: flags.Pictures,
     top: flags.Top = 1,
+    threshold: flags.Threshold = None,
+    target_accuracy: flags.TargetAccuracy = None,
     output: flags.OutputFile = None,
     builder: flags.OwnModel = None,
     as_json: flags.Json = False,
 ) -> None:
     """Classify pictures. A picture that cannot be read becomes a row with its reason."""
-    from .console import err
-    from .files import write_whole
-    from .predict import Predictor, pictures_in, to_csv
+    from .console import counted, err, passed_over_line, predictions_line
+    from .predict import Predictor, pictures_in, to_csv, to_json
 
     if output and output.suffix not in (".csv", ".json"):
         raise unknown("ending of the output", output.suffix, (".csv", ".json"))
-    if output and (not output.parent.is_dir() or (as_json and output.suffix == ".csv")):
+    if output and (not output.parent.is_dir() or output.is_dir() or (as_json and output.suffix == ".csv")):
         raise UserError(f"cannot write {output}: its folder must exist, and --json goes with .json")
+    if threshold is not None and target_accuracy is not None:
+        raise UserError("--threshold and --target-accuracy both say where unknown begins: give one of them")
     predictor = Predictor.load(model, builder)
-    pictures = list(pictures_in(paths))
-    rows = list(predictor.predict(pictures, top))
-    if not rows:
-        raise UserError(f"no pictures in {', '.join(map(str, paths))}")
-    if as_json or (output and output.suffix == ".json"):
-        text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n"
-    else:
-        text = to_csv(rows, min(top, len(predictor.file.classes)))
-    if output:
-        write_whole(output, text.encode(errors="backslashreplace"))
-    else:
-        print(text, end="")
-    bad = sum(bool(row.error) for row in rows)
-    if bad or output:
-        err.print(f"{len(rows) - bad:,} pictures classified{f', {bad:,} could not be read' if bad else ''}")
-    if bad == len(rows):
+    if target_accuracy is not None:
+        calibration = predictor.file.calibration
+        point = calibration.reaching(target_accuracy)
+        threshold = point.threshold
+        err.print(
+            f"threshold {threshold:.9g}: {point.coverage:.2%} of {calibration.images:,} validation images reach it, "
+            f"and {point.accuracy:.2%} of those are right"
+        )
+    passed_over, counts = Counter[str](), Counter[str]()
+    found = predictor.predict(pictures_in(paths, passed_over), top, threshold=threshold or 0)
+    first = next(found, None)
+    if first is None:
+        but = f"; {passed_over_line(passed_over)}" if passed_over else ""
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}{but}")
+    rows = counted(chain([first], found), counts, bar=bool(output or not sys.stdout.isatty()))
+    pairs = min(top, len(predictor.file.classes)) if top > 1 or threshold is not None else 0
+    text = to_json(rows) if as_json or (output and output.suffix == ".json") else to_csv(rows, pairs)
+    _write(text, output)
+    if output or counts["bad"] or threshold is not None:
+        err.print(predictions_line(counts, threshold))
+    if passed_over:
+        err.print(passed_over_line(passed_over))
+    if counts["bad"] == counts["pictures"]:
         raise typer.Exit(USAGE)
+
+
+def _write(text: Iterator[str], output: Path | None) -> None:
+    """To the file, whole or not at all, or to stdout as it comes."""
+    from .files import writing_whole
+
+    if output is None:
+        for part in text:
+            print(part, end="")
+        return
+    with writing_whole(output) as file:
+        for part in text:
+            file.write(part.encode(errors="backslashreplace"))

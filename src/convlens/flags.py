@@ -143,3 +143,12 @@ MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]
 Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", min=0, max=1, metavar="P", help="Say unknown below this probability.")
+]
+TargetAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--target-accuracy", min=0, max=1, metavar="A", help="The threshold that had this accuracy on validation."
+    ),
+]

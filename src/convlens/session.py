@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from .console import duration, epoch_line, err, table, watcher
+from .console import calibration_line, duration, epoch_line, err, table, watcher
 from .data import Data
 from .distributed import most, on_main, rank
 from .fitting import advance, finish
@@ -74,6 +74,7 @@ def train_to_the_end(
     epoch = run.metrics["epoch"]
     kept = f" (the weights of epoch {epoch}, the best on validation)" if data.val and epoch else ""
     err.print(f"test accuracy {metrics.accuracy:.2%} on {metrics.images:,} images{kept}, in {duration(seconds)}")
+    err.print(calibration_line(run.metrics["calibration"]))
     if as_json:
         test = {key: value for key, value in metrics.to_dict().items() if key != "classes"}
         print(json.dumps({"run": str(run.path), "epochs": history, "test": test, "seconds": round(seconds, 3)}))
