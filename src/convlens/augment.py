@@ -109,7 +109,7 @@ def reframe(images: Tensor, scale: float, warp: float, generator: Generator, fil
     if scale < 1:
         side, centre = _crops(torch.rand(4, n, generator=generator, device=images.device), scale)
         frames = torch.cat([frames[:, :, :2] * side, frames[:, :, 2:] * side + centre], 2)
-    return _sample(images, frames, fill)
+    return _sample(images, frames, fill if warp else "reflect")  # a crop shows nothing from outside to be blackened
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
