@@ -158,6 +158,7 @@ def train(
     sched: flags.Sched = None,
     weight_decay: flags.WeightDecay = None,
     seed: flags.Seed = None,
+    balance: flags.Balance = None,
     patience: flags.Patience = None,
     device: flags.Device = None,
     compile_: flags.Compile = None,
@@ -176,12 +177,13 @@ def train(
     given: dict[str, Any] = {
         "model.name": model,
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size == "auto" else batch_size and _images(batch_size),
         "optim.lr": lr,
         "optim.name": opt,
         "optim.schedule": sched,
         "optim.weight_decay": weight_decay,
         "seed": seed,
+        "data.balance": balance,
         "patience": patience,
         "device": device,
         "compile": compile_,
@@ -191,10 +193,11 @@ def train(
     from .distributed import in_turn, on_main
     from .models import find_builder
     from .run import Run, start
-    from .session import recipe_from, train_to_the_end
+    from .session import measured_batch_size, recipe_from, train_to_the_end
 
+    auto = batch_size == "auto"
     if resume:
-        others = [value for key, value in given.items() if key not in ("device", "model.name")]
+        others = [batch_size, *(value for key, value in given.items() if key not in ("device", "model.name"))]
         if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
             raise UserError("--resume goes on with the run's own recipe and data: give it no others")
         run = Run.open(resume)
@@ -210,6 +213,8 @@ def train(
         raise UserError("--finish goes with --resume RUN")
     else:
         made = recipe_from(recipe or "quick", given, settings or ())
+        if print_recipe and auto:
+            raise UserError("-b auto is measured on images: it goes with DATA, and not with --print-recipe")
         if print_recipe:
             print(made.to_toml(), end="")
             return
@@ -217,8 +222,17 @@ def train(
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
         find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
         loaded = in_turn(load, data, made, data_dir, limit)
+        if auto:
+            given["batch_size"] = measured_batch_size(made, loaded)
+            made = recipe_from(recipe or "quick", given, settings or ())
         run = on_main(start, made, loaded, out, name)
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
+
+
+def _images(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"-b takes a whole number of images a step, or auto, not {text!r}")
+    return int(text)
 
 
 @app.command()
