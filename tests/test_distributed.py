@@ -27,7 +27,7 @@ from convlens import Data, InputSpec, Recipe, Run, Split, UserError, build, chec
 from convlens.distributed import in_turn, most, on_main, parallel, rank
 from convlens.evaluation import logits_of
 from convlens.fitting import advance, finish
-from convlens.recipe import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
 from convlens.run import start
 from interruptions import stop_after
 
@@ -48,6 +48,15 @@ CASES = {
     "adam, mse": (50, VGG, replace(BASE, optim=OptimConfig("adam", 0.01), loss=LossConfig("mse"))),
     "muon, fixed filters": (50, ModelConfig("speednet", args={"widths": [8, 8], "convs": 1}), replace(BASE, epochs=2)),
     "frozen filters": (50, VGG, replace(BASE, optim=replace(SGD, freeze=[0.4]))),
+    "average, clipped, drawn": (
+        50,
+        VGG,
+        replace(BASE, optim=replace(SGD, ema=0.8, clip=0.5), data=DataConfig(balance="sample")),
+    ),
+    # the last batch: parts of two images, of one and of one
+    "in parts, weighted classes": (52, VGG, replace(BASE, accumulate=3, data=DataConfig(balance="weights"))),
+    "in parts, no batch norm": (50, ModelConfig("lenet5"), replace(BASE, accumulate=5)),
+    # last: it ends on a batch that is shared out, as the batch norms that are looked at next
     "no batch norm": (50, ModelConfig("lenet5"), BASE),
 }
 
@@ -232,6 +241,12 @@ def test_batch_norm_over_all_processes(numbers, name) -> None:
         found = torch.cat([first[key], second[key]]) if key in ("y", "dx") else first[key]
         # the parameters' gradients are averaged, as the losses of the processes are means
         close(2 * found if key in ("weight", "bias") else found, value, rtol=1e-7, atol=1e-8)
+
+
+def test_in_parts_without_batch_norm_it_is_the_same_training(numbers) -> None:
+    alone, two, _ = numbers
+    for found in (alone, *two):
+        close(found["in parts, no batch norm"]["weights"], alone["no batch norm"]["weights"])
 
 
 def test_a_run_goes_on_in_another_number_of_processes(numbers) -> None:

@@ -13,7 +13,7 @@ LAYERS = [
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
     ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "calibration", "tensors", "checkpoint", "modelfile", "explain", "summary"],
-    ["plots", "gallery", "run", "fitting"],
+    ["plots", "gallery", "run", "probe", "fitting"],
     ["predict", "trial", "bench"],
     ["console", "session", "flags", "cli", "__main__"],
 ]

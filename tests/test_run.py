@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convlens import Recipe, Run, UserError, build, fit, load
+from convlens import Recipe, Run, UserError, build, fit, load, make_model, train
 from convlens.evaluation import evaluate
 from convlens.fitting import advance, finish, kept_model
-from convlens.recipe import AugmentConfig, LossConfig, ModelConfig
+from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
 from convlens.recipes import AUGMENTATIONS
 from convlens.run import only_one, start
 from convlens.session import recipe_from
@@ -84,6 +84,49 @@ def test_the_validation_loss_is_the_recipes_own(data, tmp_path) -> None:
     with torch.no_grad():
         wrong = model(data.val.images).softmax(1) - torch.eye(10)[data.val.labels]
     assert run.history[0]["val_loss"] == pytest.approx(wrong.square().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("val", [0.1, 0.0])
+def test_with_an_average_it_is_the_average_that_is_looked_at_kept_and_saved(val: float, tmp_path) -> None:
+    recipe = replace(RECIPE, optim=replace(RECIPE.optim, ema=0.9, schedule="cosine"), data=DataConfig(val=val))
+    data = load("mnist-5k", recipe, limit=400)
+    run = fit(recipe, data, tmp_path)
+    model, epoch = kept_model(run, data)
+    reference, ends = make_model(recipe, data), []
+    for done in train(reference, data, recipe):
+        ends.append(([p.detach().clone() for p in reference.parameters()], evaluate(reference, data.test).accuracy))
+        if data.val:
+            assert run.history[done.index - 1]["val_loss"] == pytest.approx(
+                evaluate(reference, data.val).loss, rel=1e-6
+            )
+    parameters, accuracy = ends[epoch - 1]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
+    saved = run.model_file().model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(saved, parameters, strict=True))
+    assert run.metrics["test"]["accuracy"] == accuracy
+
+
+def test_patience_counts_by_the_average(tmp_path) -> None:
+    optim = OptimConfig("sgd", 0.3, ema=0.5, schedule="step", step_at=[0.5])
+    recipe = replace(RECIPE, epochs=40, patience=2, optim=optim)
+    data = load("mnist-5k", recipe, limit=300)
+    run = fit(recipe, data, tmp_path)
+    losses = [row["val_loss"] for row in run.history]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 3 < 40
+    model, epoch = kept_model(run, data)
+    assert epoch == best + 1
+    assert evaluate(model, data.val).loss == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_the_validation_loss_knows_no_class_weights(tmp_path) -> None:
+    recipe = replace(RECIPE, epochs=1, data=DataConfig(balance="weights"))
+    data = load("mnist-5k", recipe, limit=400)
+    labels = data.train.labels.clamp(max=3)  # most of the images are of one class
+    data = replace(data, train=replace(data.train, labels=labels))
+    run = fit(recipe, data, tmp_path)
+    model, _ = kept_model(run, data)
+    assert run.history[0]["val_loss"] == pytest.approx(evaluate(model, data.val).loss, rel=1e-6)
 
 
 def test_a_second_process_may_not_train_the_same_run(data, tmp_path) -> None:

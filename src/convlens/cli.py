@@ -167,6 +167,7 @@ def train(
     weight_decay: flags.WeightDecay = None,
     aug: flags.Aug = None,
     seed: flags.Seed = None,
+    balance: flags.Balance = None,
     patience: flags.Patience = None,
     device: flags.Device = None,
     compile_: flags.Compile = None,
@@ -189,13 +190,14 @@ def train(
         "data.resize": resize,
         "data.max_bad": 0.0 if strict else None,
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size == "auto" else batch_size and _images(batch_size),
         "optim.lr": lr,
         "optim.name": opt,
         "optim.schedule": sched,
         "optim.weight_decay": weight_decay,
         "augment": aug,
         "seed": seed,
+        "data.balance": balance,
         "patience": patience,
         "device": device,
         "compile": compile_,
@@ -206,10 +208,11 @@ def train(
     from .distributed import in_turn, on_main
     from .models import find_builder
     from .run import Run, start
-    from .session import recipe_from, train_to_the_end
+    from .session import measured_batch_size, recipe_from, train_to_the_end
 
+    auto = batch_size == "auto"
     if resume:
-        others = [value for key, value in given.items() if key not in ("device", "model.name")]
+        others = [batch_size, *(value for key, value in given.items() if key not in ("device", "model.name"))]
         if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
             raise UserError("--resume goes on with the run's own recipe and data: give it no others")
         run = Run.open(resume)
@@ -224,7 +227,10 @@ def train(
     elif finish:
         raise UserError("--finish goes with --resume RUN")
     else:
-        made = recipe_from(recipe or ("photos" if data and is_path(data) else "quick"), given, settings or ())
+        base = recipe or ("photos" if data and is_path(data) else "quick")
+        made = recipe_from(base, given, settings or ())
+        if print_recipe and auto:
+            raise UserError("-b auto is measured on images: it goes with DATA, and not with --print-recipe")
         if print_recipe:
             print(made.to_toml(), end="")
             return
@@ -232,8 +238,17 @@ def train(
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
         find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
         loaded = in_turn(load, data, made, data_dir, limit, None, decoding())
+        if auto:
+            given["batch_size"] = measured_batch_size(made, loaded)
+            made = recipe_from(base, given, settings or ())
         run = on_main(start, made, loaded, out, name)
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
+
+
+def _images(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"-b takes a whole number of images a step, or auto, not {text!r}")
+    return int(text)
 
 
 @app.command()

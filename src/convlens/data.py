@@ -143,6 +143,16 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return -(-len(split) // batch_size)
 
 
+def draw(split: Split, seed: int, epoch: int, balanced: bool = False) -> Tensor:
+    """The images (N,) of an epoch in their order: each of the split's N once, or, `balanced`, N drawn with replacement
+    such that all classes are equally likely, and in a class all images."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    if not balanced:
+        return torch.randperm(len(split), generator=generator)
+    labels = split.labels.cpu()
+    return torch.multinomial(1 / labels.bincount().double()[labels], len(split), True, generator=generator)
+
+
 def batches(
     split: Split,
     batch_size: int,
@@ -151,14 +161,16 @@ def batches(
     epoch: int,
     first_step: int = 0,
     classes: int = 0,
+    balanced: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device; where the
     augmentation mixes images, the labels are the shares of `classes` classes, float (B, classes), each row's sum 1.
 
-    Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere.
+    Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere. See `draw` for
+    `balanced`.
     """
     device = split.labels.device
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(mix_seed(seed, epoch))).to(device)
+    order = draw(split, seed, epoch, balanced).to(device)
     changes = augmentation != AugmentConfig()
     mirrored = None
     if augmentation.flip and augmentation.alternate:

@@ -59,7 +59,9 @@ RecipeName = Annotated[
     typer.Option("--recipe", metavar="R", help="A recipe's name or a .toml file; flags win over it. [default: quick]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a step.")]
+BatchSize = Annotated[
+    str | None, typer.Option("-b", "--batch-size", metavar="N|auto", help="Images a step; auto measures a few sizes.")
+]
 Lr = Annotated[float | None, typer.Option("--lr", metavar="F", help="Learning rate (its peak).")]
 Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", help="sgd, adam, adamw, rmsprop or muon.")]
 Sched = Annotated[str | None, typer.Option("--sched", metavar="NAME", help="constant, step, cosine or one-cycle.")]
@@ -70,6 +72,10 @@ Seed = Annotated[
 Aug = Annotated[
     str | None,
     typer.Option("--aug", metavar="none|light|strong", help="Random changes of the training images, for photographs."),
+]
+Balance = Annotated[
+    str | None,
+    typer.Option("--balance", metavar="none|weights|sample", help="Rare classes count as much: in the loss, or drawn."),
 ]
 Patience = Annotated[
     int | None, typer.Option("--patience", metavar="N", help="Stop after N epochs without a better validation loss.")

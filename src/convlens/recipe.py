@@ -54,6 +54,9 @@ class OptimConfig:
     bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
     # shares of the run at which the first, the second ... convolution learns no more
     freeze: list[float] = field(default_factory=list, metadata={"low": 0, "high": 1})
+    clip: float = _number(0.0, 0)  # the largest L2 norm of the gradient of all weights together; 0: any
+    # Decay of the average of the weights that is evaluated and kept instead of the last weights; 0: no average
+    ema: float = _number(0.0, 0, 0.99999)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """`val` is the share of the training images that is held out to choose the best epoch; 0 trains on all of them.
-    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it.
+    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it. `balance`
+    makes classes count alike however many images they have: `weights` in the training loss, `sample` by how often an
+    image is drawn.
 
     The others are for pictures of your own: `test` the share that becomes the test set where they have none, `max_bad`
     the share of files that may be unusable, `size` [height, width] and `channels` what they are brought to ([] and 0:
@@ -100,6 +105,7 @@ class DataConfig:
 
     val: float = _number(0.1, 0, 0.9)
     test_each_epoch: bool = False
+    balance: Literal["none", "weights", "sample"] = "none"
     test: float = _number(0.15, 0, 0.9)
     max_bad: float = _number(0.05, 0, 1)
     size: list[int] = field(default_factory=list, metadata={"low": 1, "high": 4096})
@@ -124,7 +130,8 @@ class Recipe:
     name: str = "custom"
     note: str = ""
     epochs: int = _number(8, 0, 100_000)
-    batch_size: int = _number(128, 1, 1_000_000)
+    batch_size: int = _number(128, 1, 1_000_000)  # images a step
+    accumulate: int = _number(1, 1, 1_000_000)  # parts that a batch is computed in, in turn, for less memory
     seed: int = _number(0, 0, 2**32 - 1)
     patience: int = _number(0, 0)  # epochs without a better validation loss before it stops; 0: never
     device: str = "auto"
@@ -144,6 +151,10 @@ class Recipe:
             raise UserError("optim.nesterov needs optim.momentum above 0")
         if self.patience and self.data.val == 0:
             raise UserError("patience needs a validation split: set data.val, for example to 0.1")
+        if self.accumulate > self.batch_size:
+            raise UserError(f"accumulate splits a batch of {self.batch_size} images: it cannot be {self.accumulate}")
+        if self.data.balance == "weights" and self.loss.name == "mse":
+            raise UserError("data.balance=weights weighs cross-entropy: with loss.name=mse take data.balance=sample")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

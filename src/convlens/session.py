@@ -15,8 +15,10 @@ from typing import Any
 
 from .console import calibration_line, duration, epoch_line, err, table, watcher
 from .data import Data
-from .distributed import most, on_main, rank
+from .distributed import most, on_main, rank, world
+from .errors import UserError
 from .fitting import advance, finish
+from .probe import probe
 from .recipe import Recipe, parse_setting
 from .recipes import get_augmentation, get_recipe
 from .run import Run
@@ -43,6 +45,16 @@ def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Re
     told = {"augment": level} if level else {}
     changes = ", ".join(f"{key} = {value}" for key, value in (told | given).items())
     return replace(base.override(given), note=f"{base.name} with {changes}")
+
+
+def measured_batch_size(recipe: Recipe, data: Data) -> int:
+    """What `-b auto` means for this recipe on these images, and here; stderr is told which size, and why."""
+    if world() > 1:
+        raise UserError("-b auto measures a single process: under torchrun give -b a number")
+    err.print("measuring batch sizes ...")
+    found = probe(recipe, data)
+    err.print(f"batch size {found.batch_size}: {found.why}")
+    return found.batch_size
 
 
 def train_to_the_end(
