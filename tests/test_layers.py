@@ -12,7 +12,7 @@ LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers"],
     ["augment", "data", "models", "muon", "optim"],
-    ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
+    ["flops", "training", "lr_find", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
     ["predict", "trial", "bench"],
     ["console", "session", "flags", "cli", "__main__"],

@@ -221,6 +221,54 @@ def train(
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
 
 
+@app.command("lr-find")
+def lr_find(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    batch_size: flags.BatchSize = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    steps: flags.RangeSteps = 40,
+    out: flags.Out = Path("lr-find"),
+    as_json: flags.Json = False,
+) -> None:
+    """Find a learning rate: let it rise until the loss diverges, draw the losses, say which to take."""
+    from .data import load
+    from .device import pick_device
+    from .files import make_folder
+    from .lr_find import find_lr
+    from .models import find_builder
+    from .plots import range_test, save
+    from .run import make_model
+    from .session import recipe_from, say_rate
+
+    given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
+    made = recipe_from(recipe or "quick", given, settings or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit)
+    found = find_lr(make_model(made, loaded), loaded, made, steps)
+    make_folder(out)
+    title = f"Learning-rate range test: {made.model.name} with {made.optim.name} on {loaded.name}"
+    picture = save(range_test(found, title), out / "lr-find.png")
+    if as_json:
+        print(json.dumps({**asdict(found), "picture": str(picture)}))
+    said: dict[str, Any] = {
+        "--recipe": recipe,
+        "-m": model,
+        "-b": batch_size,
+        "--opt": opt,
+        "--seed": seed,
+        "--device": device,
+    }
+    said |= {"--data-dir": data_dir, "--limit": limit}
+    say_rate(found, made, picture, ["convlens", "train", data], said, settings or ())
+
+
 @app.command()
 def show(
     data: flags.DataName,

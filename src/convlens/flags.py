@@ -88,6 +88,9 @@ Peers = Annotated[Path, typer.Option("--peers", metavar="FOLDER", help="Where th
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG: accuracy against seconds.")]
 
+# How fast `lr-find` climbs
+RangeSteps = Annotated[int, typer.Option("--steps", min=5, metavar="N", help="Steps in which the rate rises tenfold.")]
+
 # Where results go
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]
 OutOrNone = Annotated[

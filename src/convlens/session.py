@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from .console import duration, epoch_line, err, table, watcher
 from .data import Data
 from .distributed import most, on_main, rank
 from .fitting import advance, finish
+from .lr_find import RangeTest
+from .optim import RATES
 from .recipe import Recipe, parse_setting
 from .recipes import get_recipe
 from .run import Run
@@ -75,6 +78,30 @@ def train_to_the_end(
     err.print(f"  convlens explain {path} test:0{own}     what every layer makes of the first test image")
     err.print(f"  convlens evaluate {path}{own}           precision, recall and F1 of every class")
     err.print(f"  convlens predict {path} PICTURE...{own} classify your own pictures")
+
+
+def say_rate(
+    found: RangeTest,
+    recipe: Recipe,
+    picture: Path,
+    command: Sequence[str],
+    said: dict[str, Any],
+    settings: Sequence[str],
+) -> None:
+    """Tell stderr the suggested rate, and the command that trains with it: `command` with the flags and `--set` ones
+    that the test was given. Rates of groups of their own go with it in the same ratio."""
+    optim = recipe.optim
+    own = {f"optim.{key}": value for key in RATES if (value := getattr(optim, key))}
+    words = [*command, *(str(word) for flag, value in said.items() if value is not None for word in (flag, value))]
+    for text in (text for text in settings if parse_setting(text)[0] not in own):
+        words += ["--set", text]
+    words += ["--lr", f"{found.suggestion:.2g}"]
+    for key, value in own.items():
+        if key != "optim.lr":
+            words += ["--set", f"{key}={value * found.suggestion / optim.lr:.2g}"]
+    end = f"it {'diverged' if found.diverged else 'was still finite'} at {found.rates[-1]:.2g}"
+    err.print(f"the loss was lowest at a learning rate of {found.lowest:.2g}; {end} (picture: {picture})")
+    err.print(f"suggestion: a third of that, {found.suggestion:.2g}. To train with it:\n  {shlex.join(words)}")
 
 
 def _history_table(history: Sequence[dict[str, Any]]) -> Any:
