@@ -14,7 +14,7 @@ LAYERS = [
     ["augment", "data", "models", "muon", "optim"],
     ["flops", "training", "lr_find", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
     ["plots", "gallery", "run", "fitting"],
-    ["predict", "trial", "bench"],
+    ["predict", "trial", "bench", "tune"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -270,6 +270,43 @@ def lr_find(
 
 
 @app.command()
+def tune(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    epochs: flags.Epochs = None,
+    vary: flags.Vary = None,
+    trials: flags.Trials = None,
+    timeout: flags.Timeout = None,
+    batch_size: flags.BatchSize = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    out: flags.Searched = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Search a recipe's settings by the validation accuracy; the same command goes on with a search that was cut."""
+    from .data import load
+    from .device import pick_device
+    from .models import find_builder
+    from .session import recipe_from, search_to_the_end
+    from .tune import usual_space
+    from .tune import vary as read_vary
+
+    given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
+    made = recipe_from(recipe or "quick", {**given, "device": device}, settings or ())
+    space = dict(read_vary(text, made) for text in vary or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit)
+    folder = out or Path("tuned") / f"{loaded.name}-{made.name}"
+    trials = trials or (20 if timeout is None else None)
+    search_to_the_end(made, loaded, space or usual_space(made, loaded), folder, trials, timeout, as_json)
+
+
+@app.command()
 def show(
     data: flags.DataName,
     data_dir: flags.DataDir = None,

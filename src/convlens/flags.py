@@ -91,6 +91,27 @@ Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG
 # How fast `lr-find` climbs
 RangeSteps = Annotated[int, typer.Option("--steps", min=5, metavar="N", help="Steps in which the rate rises tenfold.")]
 
+# What `tune` searches
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, metavar="N", help="Finished trials in all. [default: 20, or as --timeout allows]"),
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", min=0, metavar="S", help="No trial begins after so many seconds.")
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="KEY=...",
+        help="LOW..HIGH, or A,B,C: what to vary; repeatable. [default: rates, decay, batch, width, augmentation]",
+    ),
+]
+Searched = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Where the trials are kept. [default: tuned/<data>-<recipe>]"),
+]
+
 # Where results go
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]
 OutOrNone = Annotated[
