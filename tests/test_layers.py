@@ -12,9 +12,20 @@ LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
     ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim"],
-    ["flops", "training", "evaluation", "calibration", "tensors", "checkpoint", "modelfile", "explain", "summary"],
+    [
+        "flops",
+        "training",
+        "lr_find",
+        "evaluation",
+        "calibration",
+        "tensors",
+        "checkpoint",
+        "modelfile",
+        "explain",
+        "summary",
+    ],
     ["plots", "gallery", "run", "probe", "fitting"],
-    ["predict", "trial", "bench"],
+    ["predict", "trial", "bench", "tune"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -203,12 +203,12 @@ def train(
         "compile": compile_,
     }
     from .console import decoding
-    from .data import is_path, load
+    from .data import load
     from .device import pick_device
     from .distributed import in_turn, on_main
     from .models import find_builder
     from .run import Run, start
-    from .session import measured_batch_size, recipe_from, train_to_the_end
+    from .session import measured_batch_size, recipe_from, train_to_the_end, usual_recipe
 
     auto = batch_size == "auto"
     if resume:
@@ -227,7 +227,7 @@ def train(
     elif finish:
         raise UserError("--finish goes with --resume RUN")
     else:
-        base = recipe or ("photos" if data and is_path(data) else "quick")
+        base = recipe or usual_recipe(data)
         made = recipe_from(base, given, settings or ())
         if print_recipe and auto:
             raise UserError("-b auto is measured on images: it goes with DATA, and not with --print-recipe")
@@ -249,6 +249,93 @@ def _images(text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"-b takes a whole number of images a step, or auto, not {text!r}")
     return int(text)
+
+
+@app.command("lr-find")
+def lr_find(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    steps: flags.RangeSteps = 40,
+    out: flags.Out = Path("lr-find"),
+    as_json: flags.Json = False,
+) -> None:
+    """Find a learning rate: let it rise until the loss diverges, draw the losses, say which to take."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .files import make_folder
+    from .lr_find import find_lr
+    from .models import find_builder
+    from .plots import range_test, save
+    from .run import make_model
+    from .session import recipe_from, say_rate, usual_recipe
+
+    given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
+    made = recipe_from(recipe or usual_recipe(data), given, settings or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    found = find_lr(make_model(made, loaded), loaded, made, steps)
+    make_folder(out)
+    title = f"Learning-rate range test: {made.model.name} with {made.optim.name} on {loaded.name}"
+    picture = save(range_test(found, title), out / "lr-find.png")
+    if as_json:
+        print(json.dumps({**asdict(found), "picture": str(picture)}))
+    said: dict[str, Any] = {
+        "--recipe": recipe,
+        "-m": model,
+        "-b": batch_size,
+        "--opt": opt,
+        "--seed": seed,
+        "--device": device,
+    }
+    said |= {"--data-dir": data_dir, "--limit": limit}
+    say_rate(found, made, picture, ["convlens", "train", data], said, settings or ())
+
+
+@app.command()
+def tune(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    epochs: flags.Epochs = None,
+    vary: flags.Vary = None,
+    trials: flags.Trials = None,
+    timeout: flags.Timeout = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    out: flags.Searched = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Search a recipe's settings by the validation accuracy; the same command goes on with a search that was cut."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .models import find_builder
+    from .session import recipe_from, search_to_the_end, usual_recipe
+    from .tune import usual_space
+    from .tune import vary as read_vary
+
+    given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
+    made = recipe_from(recipe or usual_recipe(data), {**given, "device": device}, settings or ())
+    space = dict(read_vary(text, made) for text in vary or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    folder = out or Path("tuned") / f"{loaded.name}-{made.name}"
+    trials = trials or (20 if timeout is None else None)
+    search_to_the_end(made, loaded, space or usual_space(made, loaded), folder, trials, timeout, as_json)
 
 
 @app.command()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of 
     from .recipe import Recipe
     from .summary import Summary
     from .training import Position
+    from .tune import Trial
 
 # No markup: a folder may be called [old]. Soft wrap: a command that is printed can be copied whole.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -223,6 +224,29 @@ def bench_table(found: dict[str, Any]) -> None:
                 f"{name.replace('_', ' ')}: {ratio['median']:.2f} times as fast as {peer['name']} "
                 f"(median of {found['n']} pairs, {ratio['min']:.2f} to {ratio['max']:.2f})"
             )
+
+
+def trial_line(trial: Trial, trials: int | None) -> str:
+    """`trial  3/20  val  97.61 %  4.2 s  optim.lr=0.0812 batch_size=64`, or what became of it instead."""
+    number = f"{trial.number:>{len(str(trials))}}/{trials}" if trials else str(trial.number)
+    accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.2%}"
+    ended = {"complete": "", "pruned": f"  pruned after epoch {trial.epochs}", "failed": f"  {trial.error}"}
+    drawn = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items())
+    return f"trial {number}  val {accuracy:>7}  {trial.seconds:.1f} s  {drawn}{ended[trial.state]}"
+
+
+def trials_table(trials: Sequence[Trial], title: str) -> None:
+    """A line a trial, a column a setting."""
+    keys = list(trials[0].settings) if trials else []
+    rows = [
+        (t.number, f"{t.accuracy:.2%}", f"{t.seconds:.1f}", *(_short(t.settings[key]) for key in keys)) for t in trials
+    ]
+    columns = ("trial", "validation", "seconds", *keys)
+    print_table(title, columns, rows, columns)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def summary_table(summary: Summary, name: str, with_formula: bool) -> None:

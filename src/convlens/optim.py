@@ -16,6 +16,8 @@ from .errors import UserError
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
 
+RATES = ("lr", "linear_lr", "bias_lr")  # the fields of OptimConfig that are learning rates
+
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer that the recipe names, on the parameters that are to be trained. Every group has its `peak`, the
