@@ -27,7 +27,8 @@ class ModelConfig:
     """Which network. `name` is one of `convlens models` or `package.module:function`; `args` go to its builder."""
 
     name: str = "vgg"
-    normalize: Literal["dataset", "unit", "signed"] = "dataset"  # mean/std of the data set; pixels to 0..1; to -1..1
+    # mean/std of the data set; pixels to 0..1; to -1..1. Networks of timm and torchvision keep their own.
+    normalize: Literal["dataset", "unit", "signed"] = "dataset"
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,6 +55,8 @@ class OptimConfig:
     bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
     # shares of the run at which the first, the second ... convolution learns no more
     freeze: list[float] = field(default_factory=list, metadata={"low": 0, "high": 1})
+    head_epochs: int = _number(0, 0, 100_000)  # first epochs in which only the last layer learns
+    body_lr: float = _number(0.0, 0)  # of all that lies before the last layer; 0: as there
 
 
 @dataclass(frozen=True)

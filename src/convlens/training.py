@@ -15,7 +15,7 @@ from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, rand
 from .distributed import mine, most, of_batch, on_main, parallel, rank
 from .errors import FAILED, UserError
 from .flops import forward_flops
-from .optim import freezable, freeze, make_optimizer, objective, schedule
+from .optim import body_of, freezable, hold, make_optimizer, objective, schedule, train_mode
 from .recipe import AugmentConfig, Recipe
 from .shortcuts import shortcut, wide_convolutions
 
@@ -70,7 +70,8 @@ def train(
     (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
     What is computed is a view of the model with the same numbers (`shortcuts`). Convolutions that `optim.freeze` has
-    stopped require no gradients until the training ends, which gives them back.
+    stopped require no gradients until the training ends, which gives them back. In the first `optim.head_epochs` only
+    the last layer learns, on features that are those of evaluation.
 
     Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
 
@@ -91,7 +92,7 @@ def train(
     flops = forward_flops(model, split.images[:1])
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
-    layers, frozen = freezable(model, recipe.optim), -1
+    layers, body, frozen = freezable(model, recipe.optim), body_of(model), (-1, False)
     forward: Callable[[Tensor], Tensor] = model
     wide = wide_convolutions(device, precision)
     keep_memory()
@@ -108,14 +109,15 @@ def train(
             torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32, *((rank(), first) if rank() else ())))
             if first and rank() == 0:
                 set_random_state(device, at.random)
-            model.train()
+            only_head = at.epoch <= recipe.optim.head_epochs
+            train_mode(model, only_head)
             changes = augmentation(recipe, at.epoch, data.flip_ok)
             todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
             for batch in watch(todo, at) if watch else todo:
                 images, labels, weight = mine(*batch)
                 share = lr_share(recipe, at.epoch, at.step, steps)
-                if frozen != (frozen := frozen_layers(recipe, at.epoch, at.step, steps)):
-                    freeze(layers, frozen)
+                if frozen != (frozen := (frozen_layers(recipe, at.epoch, at.step, steps), only_head)):
+                    hold(body, layers, *frozen)
                     whole = parallel(shortcut(model))
                     forward = torch.compile(whole) if compiled else whole
                 for group in optimizer.param_groups:
@@ -141,7 +143,7 @@ def train(
             if _stopped(stop):
                 return
     finally:
-        freeze(layers, 0)  # what comes after this training may train on
+        hold(body, layers, 0, False)  # what comes after this training may train on
 
 
 def _end_of_epoch(at: Position, recipe: Recipe, images: int, share: float) -> Epoch:
