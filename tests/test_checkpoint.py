@@ -76,6 +76,8 @@ RECIPES = {
         "muon", 0.05, momentum=0.6, linear_lr=0.01, bias_lr=0.5, weight_decay=0.01, schedule="one-cycle", warmup=0.2
     ),
     "frozen-adam": OptimConfig("adam", 0.01, freeze=[0.4]),
+    "head-first": OptimConfig("adam", 0.01, head_epochs=1),
+    "head-first-then-frozen": OptimConfig("sgd", 0.05, head_epochs=1, body_lr=0.01, freeze=[0.5]),
     "frozen-from-the-start": OptimConfig("muon", 0.05, bias_lr=0.5, freeze=[0.0]),
 }
 

@@ -48,6 +48,7 @@ CASES = {
     "adam, mse": (50, VGG, replace(BASE, optim=OptimConfig("adam", 0.01), loss=LossConfig("mse"))),
     "muon, fixed filters": (50, ModelConfig("speednet", args={"widths": [8, 8], "convs": 1}), replace(BASE, epochs=2)),
     "frozen filters": (50, VGG, replace(BASE, optim=replace(SGD, freeze=[0.4]))),
+    "head first": (50, VGG, replace(BASE, optim=replace(SGD, head_epochs=1, body_lr=0.03))),
     "average, clipped, drawn": (
         50,
         VGG,

@@ -133,6 +133,16 @@ def test_arithmetic_of_frozen_convolutions_is_not_counted(data: Data) -> None:
     assert run_flops(recipe, data) == (whole + less) * len(data.train)
 
 
+def test_arithmetic_of_head_epochs_is_that_of_the_last_layer_backward(data: Data) -> None:
+    recipe = replace(TINY, epochs=2, optim=replace(TINY.optim, head_epochs=1))
+    model = make_model(recipe, data)
+    batch = data.train.images[:2], data.train.labels[:2]
+    whole = training_flops(model, *batch)
+    for p in list(model.parameters())[:-2]:
+        p.requires_grad_(False)
+    assert run_flops(recipe, data) == (whole + training_flops(model, *batch)) * len(data.train)
+
+
 def test_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured with small matrices, for the time's sake."""
     real = torch.randn

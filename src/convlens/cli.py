@@ -403,7 +403,9 @@ def summary(
         gray = name == "lenet5" or name.endswith("mnist")
         pixels = _size(size or ("28" if gray else "32"))
         channels = channels or (1 if gray else 3)
-        found = summarize(build(name, channels=channels, classes=classes, size=pixels, args=args), channels, pixels)
+        found = summarize(
+            build(name, channels=channels, classes=classes, size=pixels, args=args, pretrained=False), channels, pixels
+        )
     if as_json:
         print(json.dumps(found.to_dict()))
     else:

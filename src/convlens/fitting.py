@@ -66,8 +66,8 @@ def _advance(
 ) -> Iterator[dict[str, Any]]:
     recipe = _recipe(run, device)
     data = data.to(pick_device(recipe.device))
-    model = make_model(recipe, data)
     saved = on_main(_saved, run)
+    model = make_model(recipe, data, pretrained=saved is None)
     notes: dict[str, Any] = saved.notes if saved else {"history": [], "best": None, "ended": False}
     history: list[dict[str, Any]] = notes["history"]
     on_main(_write_history, run, history)
@@ -172,8 +172,8 @@ def _write_results(
 def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:
     """The model with the weights that count, and the epoch they are of. Raises UserError before the first epoch."""
     recipe = _recipe(run, device)
-    model = make_model(recipe, data)
     kept = on_main(checkpoint.read, run.best if data.val else run.last)
+    model = make_model(recipe, data, pretrained=kept is None)
     if kept is None:
         if recipe.epochs == 0:
             return model, 0

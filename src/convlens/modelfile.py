@@ -59,7 +59,8 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
     """Read a model file; the model is in evaluation mode, on the CPU.
 
     A file that was built by a function outside ConvLens is only rebuilt where `builder` names that same function: a
-    file must not decide what code is imported.
+    file must not decide what code is imported. That holds for networks of timm and torchvision too: whose machine has
+    no timm may have another file of that name beside the model. No pretrained weights are fetched.
 
     Raises:
         UserError: no such file, not a model file, a newer format, or a builder that was not named.
@@ -94,7 +95,9 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
         raise UserError(
             f"{path} was built by {name}, which is not part of ConvLens; if you trust that code, name it: -m {name}"
         )
-    model = build(name, channels=spec.channels, classes=len(found.classes), size=spec.size, args=found.args)
+    model = build(
+        name, channels=spec.channels, classes=len(found.classes), size=spec.size, args=found.args, pretrained=False
+    )
     try:
         model.load_state_dict(state_dict(tensors))
     except RuntimeError as error:

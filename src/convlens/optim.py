@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .models.transfer import head_of
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
 
-RATES = ("lr", "linear_lr", "bias_lr")  # the fields of OptimConfig that are learning rates
+RATES = ("lr", "linear_lr", "bias_lr", "body_lr")  # the fields of OptimConfig that are learning rates
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -35,24 +36,38 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Filters of convolutions, weights of linear layers, and the rest (biases and norms, one-dimensional), each with
-    its learning rate; the rest is decayed only where `decay_all` is true."""
+    its learning rate; the rest is decayed only where `decay_all` is true. With `body_lr` first those before the last
+    layer, all at that rate, then its own: what is pretrained needs smaller steps than what is new (Howard and Ruder,
+    arXiv:1801.06146)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    kinds = (
-        ([p for p in parameters if p.ndim > 2], config.lr, True),
-        ([p for p in parameters if p.ndim == 2], config.linear_lr or config.lr, True),
-        ([p for p in parameters if p.ndim < 2], config.bias_lr or config.lr, config.decay_all),
-    )
-    return [
-        {
-            "params": members,
-            "lr": lr,
-            "peak": lr,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "filters": index == 0,
-        }
-        for index, (members, lr, decayed) in enumerate(kinds)
-        if members
-    ]
+    # also with head_epochs: torch's fused SGD wants the momentum of all of a group, or of none
+    body = {id(p) for p in body_of(model)} if config.body_lr or config.head_epochs else set()
+    groups = []
+    for part, lr in ((body, config.body_lr), ({id(p) for p in parameters} - body, 0.0)):
+        members = [p for p in parameters if id(p) in part]
+        kinds = (
+            ([p for p in members if p.ndim > 2], lr or config.lr, True),
+            ([p for p in members if p.ndim == 2], lr or config.linear_lr or config.lr, True),
+            ([p for p in members if p.ndim < 2], lr or config.bias_lr or config.lr, config.decay_all),
+        )
+        groups += [
+            {
+                "params": kind,
+                "lr": rate,
+                "peak": rate,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "filters": index == 0,
+            }
+            for index, (kind, rate, decayed) in enumerate(kinds)
+            if kind
+        ]
+    return groups
+
+
+def body_of(model: nn.Module) -> list[nn.Parameter]:
+    """What learns in front of the last layer that has weights."""
+    head = {id(p) for p in head_of(model).parameters()}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in head]
 
 
 def freezable(model: nn.Module, config: OptimConfig) -> list[list[nn.Parameter]]:
@@ -78,12 +93,20 @@ def freezable(model: nn.Module, config: OptimConfig) -> list[list[nn.Parameter]]
     return layers[: len(config.freeze)]
 
 
-def freeze(layers: list[list[nn.Parameter]], count: int) -> None:
-    """Let the first `count` of `layers` learn no more, and the others learn."""
-    for index, parameters in enumerate(layers):
-        for p in parameters:
-            p.requires_grad_(index >= count)
-            p.grad = None
+def hold(body: list[nn.Parameter], layers: list[list[nn.Parameter]], frozen: int, only_head: bool) -> None:
+    """Let the first `frozen` of `layers`, or with `only_head` all of `body`, not learn, and the rest of it learn."""
+    held = {id(p) for part in ([body] if only_head else layers[:frozen]) for p in part}
+    for p in body:
+        p.requires_grad_(id(p) not in held)
+        p.grad = None
+
+
+def train_mode(model: nn.Module, only_head: bool) -> None:
+    """Put the model in training mode, or with `only_head` its last layer alone: what lies before it then computes as in
+    evaluation. Frozen features that change with the batch, and whose running statistics move, would not be the ones
+    that were pretrained (so Keras too: keras.io/guides/transfer_learning)."""
+    model.train(not only_head)
+    head_of(model).train()
 
 
 def schedule(config: OptimConfig, t: float) -> float:

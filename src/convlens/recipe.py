@@ -27,7 +27,8 @@ class ModelConfig:
     """Which network. `name` is one of `convlens models` or `package.module:function`; `args` go to its builder."""
 
     name: str = "vgg"
-    normalize: Literal["dataset", "unit", "signed"] = "dataset"  # mean/std of the data set; pixels to 0..1; to -1..1
+    # mean/std of the data set; pixels to 0..1; to -1..1. Networks of timm and torchvision keep their own.
+    normalize: Literal["dataset", "unit", "signed"] = "dataset"
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +58,8 @@ class OptimConfig:
     clip: float = _number(0.0, 0)  # the largest L2 norm of the gradient of all weights together; 0: any
     # Decay of the average of the weights that is evaluated and kept instead of the last weights; 0: no average
     ema: float = _number(0.0, 0, 0.99999)
+    head_epochs: int = _number(0, 0, 100_000)  # first epochs in which only the last layer learns
+    body_lr: float = _number(0.0, 0)  # of all that lies before the last layer; 0: as there
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,9 @@ class Run:
         return load_model(self.path / "model.safetensors", builder)
 
 
-def make_model(recipe: Recipe, data: Data) -> nn.Sequential:
-    """The network that `recipe` names, on its device, for the images of `data`, its normalisation in front."""
+def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequential:
+    """The network that `recipe` names, on its device, for the images of `data`, its normalisation in front. With
+    `pretrained` false no weights are fetched for it, because others will be put in."""
     channels = data.input.channels
     mean, std = {
         "dataset": (data.mean, data.std),
@@ -146,6 +147,7 @@ def make_model(recipe: Recipe, data: Data) -> nn.Sequential:
         std=std,
         args=recipe.model.args,
         seed=recipe.seed,
+        pretrained=pretrained,
     )
     fit_whitening(model, data.train.at(slice(WHITENED)).cpu())
     return model.to(pick_device(recipe.device))

@@ -17,14 +17,16 @@ from .errors import FAILED, UserError
 from .flops import forward_flops
 from .optim import (
     averaging,
+    body_of,
     class_weights,
     clipping,
     exchanged,
     freezable,
-    freeze,
+    hold,
     make_optimizer,
     objective,
     schedule,
+    train_mode,
 )
 from .recipe import AugmentConfig, Recipe
 from .shortcuts import shortcut, wide_convolutions
@@ -89,7 +91,8 @@ def train(
     (seed, epoch, step) alone; dropout draws from torch's own generator, which is seeded anew for every epoch.
 
     What is computed is a view of the model with the same numbers (`shortcuts`). Convolutions that `optim.freeze` has
-    stopped require no gradients until the training ends, which gives them back.
+    stopped require no gradients until the training ends, which gives them back. In the first `optim.head_epochs` only
+    the last layer learns, on features that are those of evaluation.
 
     With `optim.ema` the model holds the average of its weights whenever the caller has it, also after a `break` or an
     error: it is what the caller evaluates and keeps.
@@ -114,7 +117,7 @@ def train(
     flops = forward_flops(model, split.at(slice(1)))
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
-    layers, frozen = freezable(model, recipe.optim), -1
+    layers, body, frozen = freezable(model, recipe.optim), body_of(model), (-1, False)
     forward: Forward = model
     gradients = in_parts(gradients_of(loss_of, device, precision), recipe.accumulate)
     keep_memory()
@@ -131,15 +134,16 @@ def train(
             torch.manual_seed(mix_seed(recipe.seed, at.epoch, 1 << 32, *((rank(), first) if rank() else ())))
             if first and rank() == 0:
                 set_random_state(device, at.random)
-            model.train()
+            only_head = at.epoch <= recipe.optim.head_epochs
+            train_mode(model, only_head)
             changes = augmentation(recipe, at.epoch, data.flip_ok)
             size, seed, classes = recipe.batch_size, recipe.seed, len(data.classes)
             todo: Batches = batches(split, size, changes, seed, at.epoch, first, classes, sampled)
             with exchanged(averaged, twin):
                 for images, labels in watch(todo, at) if watch else todo:
                     share = lr_share(recipe, at.epoch, at.step, steps)
-                    if frozen != (frozen := frozen_layers(recipe, at.epoch, at.step, steps)):
-                        freeze(layers, frozen)
+                    if frozen != (frozen := (frozen_layers(recipe, at.epoch, at.step, steps), only_head)):
+                        hold(body, layers, *frozen)
                         whole = parallel(shortcut(model))
                         forward = torch.compile(whole) if compiled else whole
                     for group in optimizer.param_groups:
@@ -162,7 +166,7 @@ def train(
             if _stopped(stop):
                 return
     finally:
-        freeze(layers, 0)  # what comes after this training may train on
+        hold(body, layers, 0, False)  # what comes after this training may train on
 
 
 def gradients_of(loss_of: Callable[[Tensor, Tensor], Tensor], device: torch.device, precision: str) -> Gradients:

@@ -30,7 +30,7 @@ from .device import Timer, pick_device, pick_precision  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .flops import forward_flops, training_flops  # noqa: E402
-from .optim import freezable, freeze  # noqa: E402
+from .optim import body_of, freezable, hold  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 from .run import make_model  # noqa: E402
 from .training import Position, augmentation, compiles, frozen_layers, train  # noqa: E402
@@ -108,14 +108,15 @@ def run_flops(recipe: Recipe, data: Data) -> int:
     """Floating point operations of all training steps of a run, counted at each side that its images are cropped to and
     for each number of convolutions that learn no more."""
     model, total = make_model(recipe, data), 0
-    layers, steps = freezable(model, recipe.optim), steps_per_epoch(data.train, recipe.batch_size)
-    counted: dict[tuple[int, ...], int] = {}
+    body, layers = body_of(model), freezable(model, recipe.optim)
+    steps = steps_per_epoch(data.train, recipe.batch_size)
+    counted: dict[tuple[int, int, int, bool], int] = {}
     for epoch, step in itertools.product(range(1, recipe.epochs + 1), range(steps)):
         side = augmentation(recipe, epoch, data.flip_ok).crop
         height, width = (min([n, *side]) for n in data.input.size)
-        key = height, width, frozen_layers(recipe, epoch, step, steps)
+        key = height, width, frozen_layers(recipe, epoch, step, steps), epoch <= recipe.optim.head_epochs
         if key not in counted:
-            freeze(layers, key[2])
+            hold(body, layers, *key[2:])
             images, labels = data.train.at(slice(2))[:, :, :height, :width], data.train.labels[:2]
             counted[key] = training_flops(model, images, labels)
         total += counted[key] * min(recipe.batch_size, len(data.train) - step * recipe.batch_size)

@@ -19,6 +19,7 @@ from .normalize import Normalize
 from .resnet import resnet9, resnet18, resnet20
 from .sizes import WINDOWED, TooSmallError, check_fits
 from .speed import Whiten, speednet
+from .transfer import is_transfer, statistics, transfer
 from .vgg import vgg
 
 Builder = Callable[..., nn.Module]
@@ -46,6 +47,7 @@ def build(
     std: tuple[float, ...] | None = None,
     args: dict[str, Any] | None = None,
     seed: int = 0,
+    pretrained: bool = True,
 ) -> nn.Sequential:
     """A network with its normalisation in front: uint8 (N, channels, *size) -> logits (N, classes).
 
@@ -54,20 +56,30 @@ def build(
     nn.Module that takes float images. Without `mean` and `std` the pixels are scaled to 0..1. `seed` decides the
     weights.
 
+    `timm:NAME` and `torchvision:NAME` are networks of those packages (`transfer`): they keep the mean and std of the
+    pictures that they were trained on, and meet a gray image as one of three equal channels. Their weights are fetched
+    where neither `args` nor `pretrained` say no; False is for who puts other weights in anyway.
+
     Raises:
         UserError: an unknown name or argument, channels or a size that the network does not take.
     """
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}")
     builder = find_builder(name)
-    _check_args(name, builder, args or {})
+    args = args or {}
+    _check_args(name, builder, args)
+    inside = channels
+    if is_transfer(name):
+        inside, args = 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
-        network = _fitting(name, builder, channels, classes, size, args or {})
+        network = _fitting(name, builder, inside, classes, size, args)
     finally:
         torch.set_rng_state(state)  # building a model must not move anybody's random numbers
-    normalize = Normalize(mean or (0.0,) * channels, std or (1.0,) * channels)
+    if is_transfer(name):
+        mean, std = statistics(name, network)
+    normalize = Normalize(mean or (0.0,) * channels, std or (1.0,) * channels, channels)
     # Channels last: the layout in which convolutions run fastest, 1.4 times here on a CPU; the values are the same.
     model = nn.Sequential(OrderedDict(normalize=normalize, network=network))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack this overload
@@ -84,6 +96,8 @@ def find_builder(name: str) -> Builder:
     """The function behind a model's name. Raises UserError where there is none."""
     if name in MODELS:
         return MODELS[name]
+    if is_transfer(name):
+        return transfer(name)
     if ":" in name:
         module, _, function = name.partition(":")
         try:
@@ -119,7 +133,8 @@ def _fitting(
     try:
         return _try(name, builder, channels, classes, size, args)
     except TooSmallError as error:
-        works = _smallest(name, builder, channels, classes, args)
+        # others' networks take seconds to build, and this would build many
+        works = None if is_transfer(name) else _smallest(name, builder, channels, classes, args)
         hint = f"; images of {works} x {works} pixels or more do" if works else ""
         raise UserError(f"the model {name} does not take images of {size[0]} x {size[1]}: {error}{hint}") from error
 
@@ -141,7 +156,7 @@ def _try(
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, channels, *size))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # torch._assert, in timm's transformers
         shape = f"{channels} x {size[0]} x {size[1]}"
         raise UserError(f"the model {name} fails on images of {shape}: {error}") from error
     finally:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 class Normalize(nn.Module):
     """(N, C, H, W) uint8, or float in 0..255 where gradients to the pixels are wanted -> float, (x / 255 - mean) / std.
+    Where `channels` is 1, a gray image becomes one of as many channels as `mean` has.
 
     It is part of the model, and so of its file: whoever trains, explains or predicts cannot disagree about it.
     """
@@ -17,16 +18,17 @@ class Normalize(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int | None = None) -> None:
         super().__init__()
+        self.channels = channels or len(mean)
         m, s = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
         self.register_buffer("scale", 1 / (255 * s))
         self.register_buffer("shift", -m / s)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != len(self.scale):
-            raise ValueError(f"images must be (N, {len(self.scale)}, H, W), not {tuple(images.shape)}")
-        if images.shape[1] == 1 or not images.is_contiguous(memory_format=torch.channels_last):
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images must be (N, {self.channels}, H, W), not {tuple(images.shape)}")
+        if self.channels == 1 or not images.is_contiguous(memory_format=torch.channels_last):
             return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
         # Pixel by pixel in memory, three numbers for a pixel are slow to broadcast: a row of them is twice as fast
         n, channels, height, width = images.shape
