@@ -13,8 +13,8 @@ LAYERS = [
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
     ["augment", "splits", "pictures", "data", "models", "muon", "optim"],
     ["flops", "training", "evaluation", "tensors", "checkpoint", "modelfile", "explain", "summary"],
-    ["plots", "gallery", "run", "fitting"],
-    ["predict", "trial", "bench"],
+    ["plots", "gallery", "run", "fitting", "album", "findings", "quality", "duplicates", "mislabels", "checking"],
+    ["predict", "trial", "bench", "checkpage"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -16,6 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
     from torch import Tensor
 
+    from .checking import Report
     from .evaluation import Metrics
     from .recipe import Recipe
     from .summary import Summary
@@ -178,6 +179,33 @@ def bench_table(found: dict[str, Any]) -> None:
                 f"{name.replace('_', ' ')}: {ratio['median']:.2f} times as fast as {peer['name']} "
                 f"(median of {found['n']} pairs, {ratio['min']:.2f} to {ratio['max']:.2f})"
             )
+
+
+def check_report(report: Report, shown: int) -> None:
+    """What `check` found: the counts, then every kind of fault with what to do and the first `shown` of its files."""
+    found = report.to_dict()
+    splits = list(next(iter(found["counts"].values())))
+    counts = [(label, *(f"{row[split]:,}" for split in splits)) for label, row in found["counts"].items()]
+    out.print(f"{found['data']}: {found['pictures']:,} pictures\n")
+    print_table("", ("class", *splits), counts, splits)
+    if found["sizes"]:
+        sizes = ", ".join(f"{name} {size[0]} x {size[1]}" for name, size in found["sizes"].items())
+        modes = ", ".join(f"{mode} {count:,}" for mode, count in found["modes"].items())
+        out.print(f"\npixels (height x width): {sizes}; modes: {modes}")
+    for finding in report.findings:
+        out.print(f"\n{finding.severity}: {finding.what}  [{finding.kind}]")
+        for item in finding.items[:shown]:
+            names = " = ".join(item.files[:4]) + (f" = and {len(item.files) - 4:,} more" if len(item.files) > 4 else "")
+            out.print("  " + ": ".join(text for text in (names, item.note) if text))
+        if len(finding.items) > shown:
+            out.print(f"  and {len(finding.items) - shown:,} more")
+        out.print(f"  -> {finding.todo}")
+    kinds = found["severities"]
+    labels = "" if report.labels else "; the labels were not looked at"
+    out.print(
+        f"\nerrors: {kinds['error']}, warnings: {kinds['warning']}, notes: {kinds['note']}; "
+        f"{duration(report.seconds)}{labels}"
+    )
 
 
 def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
