@@ -24,8 +24,20 @@ LAYERS = [
         "explain",
         "summary",
     ],
-    ["plots", "gallery", "run", "probe", "fitting"],
-    ["predict", "trial", "bench", "tune"],
+    [
+        "plots",
+        "gallery",
+        "run",
+        "probe",
+        "fitting",
+        "album",
+        "findings",
+        "quality",
+        "duplicates",
+        "mislabels",
+        "checking",
+    ],
+    ["predict", "trial", "bench", "tune", "checkpage"],
     ["console", "session", "flags", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

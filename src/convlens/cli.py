@@ -376,6 +376,45 @@ def show(
 
 
 @app.command()
+def check(
+    data: flags.DataName,
+    labels: flags.Labels = True,
+    mirrored: flags.Mirrored = False,
+    size: flags.PictureSize = None,
+    gray: flags.Gray = False,
+    resize: flags.Resize = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    html: flags.Html = None,
+    shown: flags.Show = 5,
+    strict: flags.Gate = False,
+    as_json: flags.Json = False,
+) -> None:
+    """What is wrong with a data set, before training: copies, wrong labels, bad files, blank pictures, and more."""
+    from .checking import check as find
+    from .console import check_report, decoding, err
+    from .session import recipe_from
+
+    given = {"data.size": size and list(_size(size)), "data.channels": 1 if gray else None, "data.resize": resize}
+    config = recipe_from("photos", given, settings or ()).data
+    if html and not html.parent.is_dir():
+        raise UserError(f"cannot write {html}: there is no folder {html.parent}")
+    report = find(data, config, data_dir, labels, mirrored, decoding(), err.print)
+    if html:
+        from .checkpage import page
+        from .files import write_whole
+
+        write_whole(html, page(report))
+        err.print(f"the page is {html}")
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        check_report(report, shown)
+    if strict and not report.clean:
+        raise typer.Exit(GATE)
+
+
+@app.command()
 def summary(
     model: flags.Network,
     builder: flags.OwnModel = None,

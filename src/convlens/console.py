@@ -17,6 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
     from torch import Tensor
 
+    from .checking import Report
     from .evaluation import Metrics
     from .predict import Prediction
     from .recipe import Recipe
@@ -247,6 +248,33 @@ def trials_table(trials: Sequence[Trial], title: str) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def check_report(report: Report, shown: int) -> None:
+    """What `check` found: the counts, then every kind of fault with what to do and the first `shown` of its files."""
+    found = report.to_dict()
+    splits = list(next(iter(found["counts"].values())))
+    counts = [(label, *(f"{row[split]:,}" for split in splits)) for label, row in found["counts"].items()]
+    out.print(f"{found['data']}: {found['pictures']:,} pictures\n")
+    print_table("", ("class", *splits), counts, splits)
+    if found["sizes"]:
+        sizes = ", ".join(f"{name} {size[0]} x {size[1]}" for name, size in found["sizes"].items())
+        modes = ", ".join(f"{mode} {count:,}" for mode, count in found["modes"].items())
+        out.print(f"\npixels (height x width): {sizes}; modes: {modes}")
+    for finding in report.findings:
+        out.print(f"\n{finding.severity}: {finding.what}  [{finding.kind}]")
+        for item in finding.items[:shown]:
+            names = " = ".join(item.files[:4]) + (f" = and {len(item.files) - 4:,} more" if len(item.files) > 4 else "")
+            out.print("  " + ": ".join(text for text in (names, item.note) if text))
+        if len(finding.items) > shown:
+            out.print(f"  and {len(finding.items) - shown:,} more")
+        out.print(f"  -> {finding.todo}")
+    kinds = found["severities"]
+    labels = "" if report.labels else "; the labels were not looked at"
+    out.print(
+        f"\nerrors: {kinds['error']}, warnings: {kinds['warning']}, notes: {kinds['note']}; "
+        f"{duration(report.seconds)}{labels}"
+    )
 
 
 def summary_table(summary: Summary, name: str, with_formula: bool) -> None:

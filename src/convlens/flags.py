@@ -50,6 +50,17 @@ Resize = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop where any file cannot be used.")]
 
+# What `check` looks at
+Labels = Annotated[
+    bool, typer.Option("--labels/--no-labels", help="Train small networks to find wrong labels, the slow part.")
+]
+Mirrored = Annotated[bool, typer.Option("--mirrored", help="Take a picture and its mirror image for copies.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page with thumbnails, too.")]
+Show = Annotated[
+    int, typer.Option("--show", min=0, metavar="N", help="Files named of every finding; --json names all.")
+]
+Gate = Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is an error or a warning.")]
+
 # How to train
 ModelName = Annotated[
     str | None, typer.Option("-m", "--model", metavar="NAME", help="A network, or package.module:function.")

@@ -38,12 +38,14 @@ class Entry:
 @dataclass
 class Listing:
     """Every file that could be a picture of a class, in the order of their paths. `bad` maps those that cannot be used,
-    known before any is opened, to the reason; `passed_over` counts what is none, by kind."""
+    known before any is opened, to the reason; `passed_over` counts what is none, by kind; `empty` are the folders of
+    classes without any."""
 
     root: Path
     entries: list[Entry] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
 
 
 def list_pictures(path: str | Path, config: DataConfig | None = None) -> Listing:
@@ -106,6 +108,11 @@ def _list_folder(root: Path) -> Listing | None:
             found.entries.append(
                 Entry(str(path), _label(path.parts[layered]), splits[path.parts[0]] if layered else "")
             )
+    full = {path.parts[: 1 + layered] for path in paths}
+    for above in splits if layered else ("",):
+        for folder in sorted(path for path in (root / above).iterdir() if path.is_dir() and not _hidden(path.name)):
+            if folder.relative_to(root).parts not in full and not folder.is_symlink():
+                found.empty.append(folder.relative_to(root).as_posix())
     return found
 
 
@@ -213,10 +220,10 @@ def _list_csv(path: Path, config: DataConfig, folder: Path | None = None) -> Lis
         if split and not (split := split_named(split) or ""):
             raise unknown(f"split in {path}, line {line},", row["split"], SPLITS)
         if name in first:
-            same = first[name] == label
-            found.bad[name] = "listed twice" if same else f"listed twice, as {first[name]} and as {label}"
-            if not same:
+            if first[name] != label:
+                found.bad[name] = f"listed twice, as {first[name]} and as {label}"
                 found.entries = [entry for entry in found.entries if entry.path != name]
+            found.bad.setdefault(name, "listed twice")
             continue
         first[name] = label
         try:

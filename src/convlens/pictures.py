@@ -83,7 +83,7 @@ def read_pictures(
     entries = [entries[place] for place in rows]
     classes = classes_of(entries, path)
     train, val, test, made = _split(entries, classes, decoded, rows, recipe, pinned is not None, limit)
-    mean, std = _mean_and_std(train)
+    mean, std = mean_and_std(train)
     return Pictures(
         root=listing.root,
         classes=classes,
@@ -174,7 +174,7 @@ def _split(
     return train, val if len(val) else None, test, made
 
 
-def _mean_and_std(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel in 0..1, from pictures evenly over the training split; a constant channel is not divided by 0."""
     places = torch.linspace(0, len(train) - 1, min(len(train), MEASURED)).long()
     pixels: Tensor = train.at(places).double() / 255

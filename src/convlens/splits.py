@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,10 @@ class Split:
         """Part of the split, by places int64 (B,) or a mask bool (N,); no pixel is copied."""
         rows = torch.arange(len(self), device=places.device) if self.rows is None else self.rows
         return Split(self.store, self.labels[places], self.index[places], rows[places])
+
+    def blocks(self, numbers: int = 1 << 23) -> Iterator[Tensor]:
+        """All places in order, as many at a time as have about `numbers` pixels and channels together."""
+        yield from torch.arange(len(self)).split(max(numbers // self.store[0].numel(), 1))
 
     def first(self, count: int) -> Split:
         """About `count` images, or all where there are fewer: the first of every class, each in proportion."""
