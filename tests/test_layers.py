@@ -38,7 +38,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "cli", "__main__"],
+    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .errors import UserError
+
 # What a command works on
 DataName = Annotated[
     str, typer.Argument(metavar="DATA", help="A data set's name, a folder or a .csv.", show_default=False)
@@ -195,3 +197,18 @@ TargetAccuracy = Annotated[
         "--target-accuracy", min=0, max=1, metavar="A", help="The threshold that had this accuracy on validation."
     ),
 ]
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """`28` or `32x48` -> (height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--size takes pixels such as 28, or 32x48 for height x width, not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def number(text: str) -> int:
+    """The batch size that is not `auto`."""
+    if not text.isdecimal():
+        raise UserError(f"-b takes a whole number of images a step, or auto, not {text!r}")
+    return int(text)

@@ -1,0 +1,152 @@
+"""The commands that ask a trained network: to be measured, looked into, and to classify pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import typer
+
+from . import flags
+from .errors import GATE, USAGE, UserError, unknown
+
+
+def evaluate(
+    run: flags.RunPath,
+    model: flags.OwnModel = None,
+    data_dir: flags.DataDir = None,
+    min_accuracy: flags.MinAccuracy = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Measure a run's model on the test set again: accuracy, loss, every class, and how far to trust it."""
+    from .calibration import report
+    from .console import calibration_line, err, metrics_table, out
+    from .device import pick_device
+    from .evaluation import answers_of, metrics_of
+    from .modelfile import golden_difference
+    from .run import Run
+
+    opened = Run.open(run)
+    file = opened.model_file(model)
+    difference = golden_difference(file)
+    if difference > 1e-4:
+        err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
+        raise typer.Exit(GATE)
+    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir))
+    metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
+    if as_json:
+        print(json.dumps({**metrics.to_dict(), "calibration": calibration}))
+    else:
+        metrics_table(metrics)
+        out.print(calibration_line(calibration))
+    if min_accuracy is not None and metrics.accuracy < min_accuracy:
+        err.print(f"convlens: accuracy {metrics.accuracy:.4f} is below {min_accuracy}")
+        raise typer.Exit(GATE)
+
+
+def explain(
+    run: flags.RunPath,
+    images: flags.Images,
+    feature_maps: flags.FeatureMaps = True,
+    model: flags.OwnModel = None,
+    data_dir: flags.DataDir = None,
+    out: flags.OutOrNone = None,
+) -> None:
+    """See what every layer makes of an image."""
+    import torch
+
+    from .console import err
+    from .gallery import draw_feature_maps
+    from .images import preprocess
+    from .predict import Predictor
+    from .run import Run
+
+    opened = Run.open(run)
+    file = opened.model_file(model)
+    predictor, data, used = Predictor(file), None, set[str]()
+    for given in images:
+        split, _, number = given.partition(":")
+        if split in ("train", "val", "test") and number.isdecimal():
+            data = data or opened.load_data(data_dir)
+            part = getattr(data, split)
+            if part is None or int(number) >= len(part):
+                raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
+            image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
+            truth = f", is {file.classes[int(part.labels[int(number)])]}"
+        else:
+            image, name, truth = torch.from_numpy(preprocess(given, file.input)), Path(given).stem, ""
+        while name in used:  # two folders may each have a 1.png
+            name += "-again"
+        used.add(name)
+        probabilities = predictor.probabilities(image[None])[0]
+        best = int(probabilities.argmax())
+        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
+        print(f"{given}: {caption}")
+        if feature_maps:
+            folder = (out or opened.path / "explain") / name
+            drawn = draw_feature_maps(folder, file.model, image, caption)
+            err.print(f"{len(drawn)} pictures in {folder}")
+
+
+def predict(
+    model: flags.ModelPath,
+    paths: flags.Pictures,
+    top: flags.Top = 1,
+    threshold: flags.Threshold = None,
+    target_accuracy: flags.TargetAccuracy = None,
+    output: flags.OutputFile = None,
+    builder: flags.OwnModel = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Classify pictures. A picture that cannot be read becomes a row with its reason."""
+    from .console import counted, err, passed_over_line, predictions_line
+    from .predict import Predictor, pictures_in, to_csv, to_json
+
+    if output and output.suffix not in (".csv", ".json"):
+        raise unknown("ending of the output", output.suffix, (".csv", ".json"))
+    if output and (not output.parent.is_dir() or output.is_dir() or (as_json and output.suffix == ".csv")):
+        raise UserError(f"cannot write {output}: its folder must exist, and --json goes with .json")
+    if threshold is not None and target_accuracy is not None:
+        raise UserError("--threshold and --target-accuracy both say where unknown begins: give one of them")
+    predictor = Predictor.load(model, builder)
+    if target_accuracy is not None:
+        calibration = predictor.file.calibration
+        point = calibration.reaching(target_accuracy)
+        threshold = point.threshold
+        err.print(
+            f"threshold {threshold:.9g}: {point.coverage:.2%} of {calibration.images:,} validation images reach it, "
+            f"and {point.accuracy:.2%} of those are right"
+        )
+    passed_over, counts = Counter[str](), Counter[str]()
+    found = predictor.predict(pictures_in(paths, passed_over), top, threshold=threshold or 0)
+    first = next(found, None)
+    if first is None:
+        but = f"; {passed_over_line(passed_over)}" if passed_over else ""
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}{but}")
+    rows = counted(chain([first], found), counts, bar=bool(output or not sys.stdout.isatty()))
+    pairs = min(top, len(predictor.file.classes)) if top > 1 or threshold is not None else 0
+    text = to_json(rows) if as_json or (output and output.suffix == ".json") else to_csv(rows, pairs)
+    _write(text, output)
+    if output or counts["bad"] or threshold is not None:
+        err.print(predictions_line(counts, threshold))
+    if passed_over:
+        err.print(passed_over_line(passed_over))
+    if counts["bad"] == counts["pictures"]:
+        raise typer.Exit(USAGE)
+
+
+def _write(text: Iterator[str], output: Path | None) -> None:
+    """To the file, whole or not at all, or to stdout as it comes."""
+    from .files import writing_whole
+
+    if output is None:
+        for part in text:
+            print(part, end="")
+        return
+    with writing_whole(output) as file:
+        for part in text:
+            file.write(part.encode(errors="backslashreplace"))

@@ -1,0 +1,231 @@
+"""The commands that train: once, in search of a rate or of settings, or against the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import flags
+from .errors import UserError
+
+
+def train(
+    data: flags.DataOrNone = None,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    size: flags.PictureSize = None,
+    gray: flags.Gray = False,
+    resize: flags.Resize = None,
+    strict: flags.Strict = False,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
+    lr: flags.Lr = None,
+    opt: flags.Opt = None,
+    sched: flags.Sched = None,
+    weight_decay: flags.WeightDecay = None,
+    aug: flags.Aug = None,
+    seed: flags.Seed = None,
+    balance: flags.Balance = None,
+    patience: flags.Patience = None,
+    device: flags.Device = None,
+    compile_: flags.Compile = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    out: flags.Out = Path("runs"),
+    name: flags.RunName = None,
+    limit: flags.Limit = None,
+    resume: flags.Resume = None,
+    finish: flags.Finish = False,
+    plots: flags.Plots = True,
+    print_recipe: flags.PrintRecipe = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Train a network, keep the best epoch, look at the test set once, save everything in a run folder."""
+    given: dict[str, Any] = {
+        "model.name": model,
+        "data.size": size and list(flags.pixels(size)),
+        "data.channels": 1 if gray else None,
+        "data.resize": resize,
+        "data.max_bad": 0.0 if strict else None,
+        "epochs": epochs,
+        "batch_size": None if batch_size == "auto" else batch_size and flags.number(batch_size),
+        "optim.lr": lr,
+        "optim.name": opt,
+        "optim.schedule": sched,
+        "optim.weight_decay": weight_decay,
+        "augment": aug,
+        "seed": seed,
+        "data.balance": balance,
+        "patience": patience,
+        "device": device,
+        "compile": compile_,
+    }
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .distributed import in_turn, on_main
+    from .models import find_builder
+    from .run import Run, start
+    from .session import measured_batch_size, recipe_from, train_to_the_end, usual_recipe
+
+    auto = batch_size == "auto"
+    if resume:
+        others = [batch_size, *(value for key, value in given.items() if key not in ("device", "model.name"))]
+        if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
+            raise UserError("--resume goes on with the run's own recipe and data: give it no others")
+        run = Run.open(resume)
+        own = run.recipe.model.name
+        if run.finished:
+            raise UserError(f"the run {resume} is finished: there is nothing to resume")
+        if ":" in own and model != own:
+            raise UserError(f"the run {resume} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
+        if model not in (None, own):
+            raise UserError(f"the run {resume} trains {own}, not {model}")
+        loaded = in_turn(run.load_data, data_dir, decoding())
+    elif finish:
+        raise UserError("--finish goes with --resume RUN")
+    else:
+        base = recipe or usual_recipe(data)
+        made = recipe_from(base, given, settings or ())
+        if print_recipe and auto:
+            raise UserError("-b auto is measured on images: it goes with DATA, and not with --print-recipe")
+        if print_recipe:
+            print(made.to_toml(), end="")
+            return
+        if data is None:
+            raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
+        find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+        loaded = in_turn(load, data, made, data_dir, limit, None, decoding())
+        if auto:
+            given["batch_size"] = measured_batch_size(made, loaded)
+            made = recipe_from(base, given, settings or ())
+        run = on_main(start, made, loaded, out, name)
+    train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
+
+
+def lr_find(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    steps: flags.RangeSteps = 40,
+    out: flags.Out = Path("lr-find"),
+    as_json: flags.Json = False,
+) -> None:
+    """Find a learning rate: let it rise until the loss diverges, draw the losses, say which to take."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .files import make_folder
+    from .lr_find import find_lr
+    from .models import find_builder
+    from .plots import range_test, save
+    from .run import make_model
+    from .session import recipe_from, say_rate, usual_recipe
+
+    given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
+    made = recipe_from(recipe or usual_recipe(data), given, settings or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    found = find_lr(make_model(made, loaded), loaded, made, steps)
+    make_folder(out)
+    title = f"Learning-rate range test: {made.model.name} with {made.optim.name} on {loaded.name}"
+    picture = save(range_test(found, title), out / "lr-find.png")
+    if as_json:
+        print(json.dumps({**asdict(found), "picture": str(picture)}))
+    said: dict[str, Any] = {
+        "--recipe": recipe,
+        "-m": model,
+        "-b": batch_size,
+        "--opt": opt,
+        "--seed": seed,
+        "--device": device,
+    }
+    said |= {"--data-dir": data_dir, "--limit": limit}
+    say_rate(found, made, picture, ["convlens", "train", data], said, settings or ())
+
+
+def tune(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    epochs: flags.Epochs = None,
+    vary: flags.Vary = None,
+    trials: flags.Trials = None,
+    timeout: flags.Timeout = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    out: flags.Searched = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Search a recipe's settings by the validation accuracy; the same command goes on with a search that was cut."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .models import find_builder
+    from .session import recipe_from, search_to_the_end, usual_recipe
+    from .tune import usual_space
+    from .tune import vary as read_vary
+
+    given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
+    made = recipe_from(recipe or usual_recipe(data), {**given, "device": device}, settings or ())
+    space = dict(read_vary(text, made) for text in vary or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    folder = out or Path("tuned") / f"{loaded.name}-{made.name}"
+    trials = trials or (20 if timeout is None else None)
+    search_to_the_end(made, loaded, space or usual_space(made, loaded), folder, trials, timeout, as_json)
+
+
+def bench(
+    recipe: flags.BenchRecipe,
+    data: flags.BenchData = None,
+    runs: flags.Runs = 5,
+    vs: flags.Peer = None,
+    to_accuracy: flags.ToAccuracy = None,
+    peer_epochs: flags.PeerEpochs = 1,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    peers: flags.Peers = Path("benchmarks/peers"),
+    threads: flags.Threads = None,
+    plot: flags.Plot = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Measure a recipe: accuracy, seconds, images/s, memory and arithmetic over several seeds, and a peer in turn."""
+    from .bench import Contest, data_of, result
+    from .bench import bench as run_all
+    from .console import bench_line, bench_table, err
+    from .session import recipe_from
+
+    made = recipe_from(recipe, {}, settings or ())
+    where = data_dir or os.environ.get("CONVLENS_DATA")
+    contest = Contest(
+        made, data or data_of(made), where and str(where), runs, vs, to_accuracy, peer_epochs, peers, threads
+    )
+    reports = []
+    for report in run_all(contest):
+        reports.append(report)
+        err.print(bench_line(report))
+    found = result(contest, reports)
+    if plot:
+        from .plots import accuracy_against_seconds, save
+
+        save(accuracy_against_seconds(reports, f"{made.name} on {contest.data}"), plot)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        bench_table(found)
