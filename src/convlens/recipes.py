@@ -198,8 +198,8 @@ PHOTOS = replace(
     SPEED_CIFAR10_85,
     name="photos",
     note="For a few thousand photographs of your own: the network of the speed recipes, one width more, on crops, "
-    "turns and other colours of the pictures; the epoch with the best validation loss is kept. Chosen on a validation split "
-    "of flowers (docs/pictures.md).",
+    "turns and other colours of the pictures; the epoch with the best validation loss is kept. Chosen on a validation "
+    "split of flowers (docs/pictures.md).",
     epochs=36,
     batch_size=64,
     model=ModelConfig("speednet", args={"widths": [32, 96, 192, 256], **_FIRST_LAYER}),
