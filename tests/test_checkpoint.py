@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from convlens import Data, InputSpec, Split, build, checkpoint, train
 from convlens.errors import UserError
-from convlens.recipe import AugmentConfig, OptimConfig, Recipe
+from convlens.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
 from convlens.training import Position
 from interruptions import stop_after
 
@@ -93,6 +94,25 @@ def test_it_does_so_in_bfloat16_with_crops_and_alternate_flips(data: Data, tmp_p
     )
 
 
+def test_it_does_so_with_mixed_images_and_labels(data: Data, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True, scale=0.4, warp=0.3, colour=0.3, tone=0.3, mixup=0.2, cutmix=1.0)
+    recipe = Recipe(epochs=3, batch_size=8, seed=6, precision="fp32", optim=RECIPES["adam"], augment=augment)
+    check_parts(recipe, data, tmp_path)
+
+
+@pytest.mark.parametrize("optim", ["sgd-momentum", "frozen-adam"])
+def test_it_does_so_with_an_average_clipped_in_parts_and_drawn_with_replacement(
+    optim: str, data: Data, tmp_path: Path
+) -> None:
+    config = replace(RECIPES[optim], ema=0.8, clip=0.5)
+    augment = AugmentConfig(flip=True, shift=2)
+    balance = DataConfig(val=0.0, balance="sample")
+    recipe = Recipe(
+        epochs=3, batch_size=8, accumulate=3, seed=6, precision="fp32", optim=config, augment=augment, data=balance
+    )
+    check_parts(recipe, data, tmp_path)
+
+
 def check_parts(recipe: Recipe, data: Data, tmp_path: Path) -> None:
     """Broken off at every kind of place, the run has the losses, the weights and the optimizer of the unbroken one."""
     whole, told, end = run_in_parts(recipe, data, tmp_path / "whole", [])
@@ -103,6 +123,9 @@ def check_parts(recipe: Recipe, data: Data, tmp_path: Path) -> None:
         assert told_in_parts == told, parts
         for (key, a), b in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(a, b), (parts, key)
+            assert a.stride() == b.stride()
+        for a, b in zip(end.twin, end_in_parts.twin, strict=True):
+            assert torch.equal(a, b), parts
             assert a.stride() == b.stride()
         states = [position.optimizer.state_dict()["state"] for position in (end, end_in_parts)]
         assert states[0].keys() == states[1].keys()
@@ -130,6 +153,40 @@ def test_the_position_is_where_the_run_stood(data: Data, tmp_path: Path) -> None
     assert saved.tensors["correct"] == cut.position.correct
     assert (saved.tensors["optimizer.0.step"]).item() == STEPS + 2
     assert list(tmp_path.iterdir()) == [tmp_path / "at"]
+
+
+AVERAGED = Recipe(epochs=2, batch_size=8, optim=OptimConfig("sgd", 0.05, ema=0.9))
+
+
+def test_a_checkpoint_holds_the_average_and_what_the_steps_made(data: Data, tmp_path: Path) -> None:
+    model, stop = make_model(), threading.Event()
+    (cut,) = train(model, data, AVERAGED, None, stop, stop_after(stop, 3))
+    assert not cut.complete
+    checkpoint.save(tmp_path / "at", model, cut.position, {})
+    saved = checkpoint.read(tmp_path / "at")
+    assert saved is not None
+    stepped, twice = make_model(), threading.Event()
+    list(train(stepped, data, replace(AVERAGED, optim=OptimConfig("sgd", 0.05)), None, twice, stop_after(twice, 3)))
+    fresh = make_model()
+    fresh.load_state_dict(checkpoint.weights(saved))
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(fresh.parameters(), stepped.parameters(), strict=True))
+    for index, value in enumerate(stepped.parameters()):
+        assert torch.equal(saved.tensors[f"twin.{index}"], value)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.0), (0.0, 0.9)])
+def test_an_average_cannot_begin_or_end_in_the_middle(before: float, after: float, data: Data, tmp_path: Path) -> None:
+    def averaged(decay: float) -> Recipe:
+        return replace(AVERAGED, optim=OptimConfig("sgd", 0.05, ema=decay))
+
+    model = make_model()
+    epoch = next(train(model, data, averaged(before)))
+    checkpoint.save(tmp_path / "at", model, epoch.position, {})
+    saved = checkpoint.read(tmp_path / "at")
+    assert saved is not None
+    with pytest.raises(UserError, match=r"another optim.ema, on or off: put the run's recipe.toml back as it was"):
+        next(train(model, data, averaged(after), lambda at: checkpoint.restore(saved, model, at)))
 
 
 def test_without_a_position_only_the_weights_are_kept(data: Data, tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_two_thousand_damaged_pictures(tmp_path, monkeypatch) -> None:
     with (tmp_path / "said.txt").open("w+") as said:
         process = subprocess.Popen([*command, "--name", "run"], stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
+        process.returncode = status  # it was waited for, by other means than its own
         said.seek(0)
         assert status == 0, said.read()[-2000:]
     peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -184,6 +185,6 @@ def test_two_thousand_damaged_pictures(tmp_path, monkeypatch) -> None:
     reasons = Counter(reason.partition(":")[0] for reason in bad.values())
     print(f"{len(used_ones):,} used, {len(bad):,} bad, peak {peak / 1e6:,.0f} MB: {reasons.most_common(4)}")
     assert len(bad) > 800, "the damage did no harm"
-    assert "claims 60000 x 60000 pixels" in bad["first/bomb.png"]
+    assert "claims more pixels" in bad["first/bomb.png"]
     assert bad["first/empty.webp"] == "the file is empty"
     assert all(reason.startswith("the file ") for reason in bad.values())

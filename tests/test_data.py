@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import train_test_split
+from torch.utils.data import WeightedRandomSampler
 
-from convlens.data import batches, load, steps_per_epoch
+from convlens.data import batches, draw, load, steps_per_epoch
 from convlens.datasets import DATASETS, MNIST, get_spec
+from convlens.device import mix_seed
 from convlens.images import InputSpec
 from convlens.recipe import AugmentConfig, Recipe
+from convlens.recipes import AUGMENTATIONS
 from convlens.splits import Split, hold_out
 from refusals import refused
 
@@ -107,6 +110,38 @@ def numbered(count: int) -> Split:
 
 def order(split: Split, batch_size: int, seed: int, epoch: int) -> list[int]:
     return [label for _, labels in batches(split, batch_size, NONE, seed, epoch) for label in labels.tolist()]
+
+
+@pytest.mark.parametrize("labels", [labels_of(5, 40, 1, 14), torch.tensor([3] * 20 + [0] * 40)])
+def test_balanced_order_is_that_of_torchs_weighted_sampler(labels: torch.Tensor) -> None:
+    split = Split(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels, torch.arange(60))
+    weights = [1 / labels.tolist().count(label) for label in labels.tolist()]
+    for epoch in (1, 2):
+        generator = torch.Generator().manual_seed(mix_seed(9, epoch))
+        assert draw(split, 9, epoch, True).tolist() == list(WeightedRandomSampler(weights, 60, generator=generator))
+    assert draw(split, 9, 1, True).tolist() != draw(split, 9, 2, True).tolist()
+
+
+def test_balanced_epochs_meet_every_class_alike_and_in_a_class_every_image() -> None:
+    labels = labels_of(100, 300, 10)
+    split = Split(torch.zeros(410, 1, 2, 2, dtype=torch.uint8), labels, torch.arange(410))
+    met = torch.cat([draw(split, 0, epoch, True) for epoch in range(1, 301)]).bincount(minlength=410).double()
+    assert met.sum() == 300 * 410
+    for label, size in enumerate((100, 300, 10)):
+        of_class, expected = met[labels == label], 300 * 410 / 3 / size
+        assert of_class.mean() == pytest.approx(expected, rel=0.02)  # 41,000 draws: a hundredth is two deviations
+        assert of_class.var() == pytest.approx(expected, rel=0.5 if size > 50 else 2.5)  # about Poisson's
+
+
+def test_balanced_batches_can_be_taken_up_anywhere() -> None:
+    split = replace(numbered(50), labels=labels_of(40, 6, 4))
+    whole = list(batches(split, 8, ALL, seed=2, epoch=3, balanced=True))
+    assert [len(labels) for _, labels in whole] == [8] * 6 + [2]
+    for first in (1, 4, 6):
+        rest = list(batches(split, 8, ALL, 2, 3, first, balanced=True))
+        for (images, labels), (other_images, other_labels) in zip(whole[first:], rest, strict=True):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(50, 16, [16, 16, 16, 2]), (48, 16, [16] * 3), (5, 8, [5])])
@@ -210,6 +245,20 @@ def test_batches_lie_pixel_by_pixel(augmentation: AugmentConfig) -> None:
     split = replace(split, store=split.images.contiguous(memory_format=torch.channels_last))
     for images, _ in batches(split, 16, augmentation, 0, 1):
         assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_the_levels_go_on_from_any_step_too(epoch: int) -> None:
+    split = numbered(50)
+    split = replace(split, store=split.images.contiguous(memory_format=torch.channels_last))
+    for level in AUGMENTATIONS.values():
+        whole = list(batches(split, 16, level, 5, epoch, classes=50))
+        rest = list(batches(split, 16, level, 5, epoch, 2, classes=50))
+        assert [len(images) for images, _ in whole] == [16, 16, 16, 2]
+        for (images, labels), (wanted_images, wanted_labels) in zip(rest, whole[2:], strict=True):
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(images, wanted_images)
+            assert torch.equal(labels, wanted_labels)
 
 
 # load -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from convlens import Data, InputSpec, Recipe, Run, Split, UserError, build, chec
 from convlens.distributed import in_turn, most, on_main, parallel, rank
 from convlens.evaluation import logits_of
 from convlens.fitting import advance, finish
-from convlens.recipe import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
 from convlens.run import start
 from interruptions import stop_after
 
@@ -39,6 +39,7 @@ SGD = OptimConfig("sgd", 0.1, weight_decay=0.01, l1=1e-3, schedule="one-cycle", 
 BASE = Recipe(
     epochs=3, batch_size=12, seed=3, precision="fp32", augment=AugmentConfig(flip=True, shift=1, cutout=3), optim=SGD
 )
+MIXED = AugmentConfig(flip=True, scale=0.4, warp=0.3, colour=0.3, tone=0.3, mixup=0.2, cutmix=1.0)
 VGG = ModelConfig("vgg", args={"widths": [4, 6], "convs": 1})
 CASES = {
     "uneven": (53, VGG, BASE),  # the last batch of five: three images and two
@@ -47,6 +48,15 @@ CASES = {
     "adam, mse": (50, VGG, replace(BASE, optim=OptimConfig("adam", 0.01), loss=LossConfig("mse"))),
     "muon, fixed filters": (50, ModelConfig("speednet", args={"widths": [8, 8], "convs": 1}), replace(BASE, epochs=2)),
     "frozen filters": (50, VGG, replace(BASE, optim=replace(SGD, freeze=[0.4]))),
+    "average, clipped, drawn": (
+        50,
+        VGG,
+        replace(BASE, optim=replace(SGD, ema=0.8, clip=0.5), data=DataConfig(balance="sample")),
+    ),
+    # the last batch: parts of two images, of one and of one
+    "in parts, weighted classes": (52, VGG, replace(BASE, accumulate=3, data=DataConfig(balance="weights"))),
+    "in parts, no batch norm": (50, ModelConfig("lenet5"), replace(BASE, accumulate=5)),
+    # last: it ends on a batch that is shared out, as the batch norms that are looked at next
     "no batch norm": (50, ModelConfig("lenet5"), BASE),
 }
 
@@ -165,6 +175,7 @@ def everything(folder: Path) -> dict[str, Any]:
         begin(folder / ("by-two.safetensors" if dist.is_initialized() else "by-one.safetensors"), 7)
     for precision in ("bf16", "fp32"):  # autocast leaves double precision alone
         found[precision] = trained(53, VGG, replace(BASE, precision=precision, epochs=1), torch.float32)
+    found["mixed"] = trained(53, VGG, replace(BASE, augment=MIXED, epochs=1), torch.float32)
     return found
 
 
@@ -232,6 +243,12 @@ def test_batch_norm_over_all_processes(numbers, name) -> None:
         close(2 * found if key in ("weight", "bias") else found, value, rtol=1e-7, atol=1e-8)
 
 
+def test_in_parts_without_batch_norm_it_is_the_same_training(numbers) -> None:
+    alone, two, _ = numbers
+    for found in (alone, *two):
+        close(found["in parts, no batch norm"]["weights"], alone["no batch norm"]["weights"])
+
+
 def test_a_run_goes_on_in_another_number_of_processes(numbers) -> None:
     alone, two, folder = numbers
     unbroken = alone["uneven"]["weights"]
@@ -244,11 +261,22 @@ def test_a_run_goes_on_in_another_number_of_processes(numbers) -> None:
     assert (saved.notes["epoch"], saved.notes["step"]) == (2, 2)  # stopped in both, though one was told
 
 
+def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
+    return float((first["weights"] - second["weights"]).norm() / first["weights"].norm())
+
+
+def test_mixed_labels_are_shared_out_with_their_images(numbers) -> None:
+    alone, two, _ = numbers
+    for process in two:
+        assert apart(alone["mixed"], process["mixed"]) < 1e-5
+        (loss, accuracy, images), *_ = process["mixed"]["epochs"]
+        assert loss == pytest.approx(alone["mixed"]["epochs"][0][0], rel=1e-5)
+        assert (accuracy, images) == alone["mixed"]["epochs"][0][1:]
+    assert apart(alone["mixed"], alone["fp32"]) > 1e-3
+
+
 def test_bfloat16_is_close(numbers) -> None:
     alone, two, _ = numbers
-
-    def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
-        return float((first["weights"] - second["weights"]).norm() / first["weights"].norm())
 
     assert apart(alone["fp32"], two[0]["fp32"]) < 1e-5
     assert 1e-5 < apart(alone["fp32"], alone["bf16"]) < 0.05  # it really was bf16

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens import MODELS, InputSpec, build
+from convlens.calibration import Calibration, OperatingPoint
 from convlens.errors import UserError
 from convlens.modelfile import FORMAT, ModelFile, golden_difference, load_model, save_model
 
@@ -35,7 +36,10 @@ def make_file(name: str, spec: InputSpec, **settings: Any) -> ModelFile:
         golden = some_images(3, spec, seed=2)
         logits = model.eval()(golden)
     recipe, metrics = {"name": "mine", "optim": {"lr": 0.1}}, {"test_accuracy": 0.5}
-    return ModelFile(model, name, args, spec, classes, recipe, metrics, golden, logits)
+    calibration = Calibration(
+        1.5, 400, (-9.5, -2.25), (OperatingPoint(0, 0.875, 1), OperatingPoint(0.1 + 0.2, 0.9, 0.7))
+    )
+    return ModelFile(model, name, args, spec, classes, recipe, metrics, golden, logits, calibration)
 
 
 SMALL = InputSpec((12, 14), 3, "fit")
@@ -69,7 +73,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 def test_everything_beside_the_weights_comes_back(saved: tuple[ModelFile, Path]) -> None:
     file, path = saved
     loaded = load_model(str(path))
-    for field in ("name", "args", "input", "classes", "recipe", "metrics"):
+    for field in ("name", "args", "input", "classes", "recipe", "metrics", "calibration"):
         assert getattr(loaded, field) == getattr(file, field), field
     assert isinstance(loaded.input.size, tuple)
     assert torch.equal(loaded.golden_images, file.golden_images)

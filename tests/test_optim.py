@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from convlens import build
-from convlens.optim import make_optimizer, objective, parameter_groups, schedule
+from convlens.optim import class_weights, clipping, exchanged, make_optimizer, objective, parameter_groups, schedule
 from convlens.recipe import LossConfig, OptimConfig
 
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
@@ -189,6 +190,83 @@ def test_squared_error_by_hand(answers: tuple[Tensor, Tensor]) -> None:
         norm = sum(math.exp(z) for z in row)
         total += sum((math.exp(z) / norm - (j == label)) ** 2 for j, z in enumerate(row))
     assert objective(nn.Identity(), LossConfig("mse"))(logits, labels).item() == pytest.approx(total / 20, rel=1e-12)
+
+
+def test_class_weights_are_scikit_learns_and_1_on_average() -> None:
+    labels = torch.tensor([0] * 7 + [1] * 2 + [2] * 40)
+    weights = class_weights(labels, 3)
+    expected = compute_class_weight("balanced", classes=labels.unique().numpy(), y=labels.numpy())
+    assert weights.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert weights[labels].mean().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_a_class_without_images_weighs_nothing() -> None:
+    weights = class_weights(torch.tensor([0, 0, 0, 2]), 4)
+    assert weights.tolist() == pytest.approx([4 / 6, 0, 2, 0])
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 0.25, 3.0], dtype=torch.float64)
+
+
+def test_weighted_cross_entropy_by_hand(answers: tuple[Tensor, Tensor]) -> None:
+    """Of hard labels, and of rows of probabilities, such as mixed images have."""
+    logits, labels = answers
+    rows = torch.rand(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows /= rows.sum(1, keepdim=True)
+    loss = objective(nn.Identity(), LossConfig(), weights=WEIGHTS)
+    for given_labels, shares in ((labels, torch.eye(4)[labels]), (rows, rows)):
+        total = 0.0
+        for row, share in zip(logits.tolist(), shares.tolist(), strict=True):
+            log_sum = math.log(sum(math.exp(z) for z in row))
+            total -= sum(w * p * (z - log_sum) for w, p, z in zip(WEIGHTS.tolist(), share, row, strict=True))
+        assert loss(logits, given_labels).item() == pytest.approx(total / 5, rel=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_cross_entropy_is_torchs_but_for_its_denominator(
+    answers: tuple[Tensor, Tensor], smoothing: float
+) -> None:
+    """torch divides by the weights of the batch at hand, so the mean over parts of a batch would be another one."""
+    logits, labels = answers
+    ours = objective(nn.Identity(), LossConfig(label_smoothing=smoothing), weights=WEIGHTS)
+    theirs = F.cross_entropy(logits, labels, WEIGHTS, label_smoothing=smoothing)
+    assert (ours(logits, labels) * 5 / WEIGHTS[labels].sum()).item() == pytest.approx(theirs.item(), rel=1e-12)
+    parts = ours(logits[:2], labels[:2]) * 2 / 5 + ours(logits[2:], labels[2:]) * 3 / 5
+    assert parts.item() == pytest.approx(ours(logits, labels).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, 1e6])
+def test_clipping_is_of_the_norm_of_all_gradients_together(limit: float) -> None:
+    model = small_model()
+    optimizer = make_optimizer(model, OptimConfig())
+    generator = torch.Generator().manual_seed(4)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    next(model.parameters()).grad = None  # it has been frozen
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    norm = math.sqrt(sum((g.double() ** 2).sum().item() for g in before))
+    assert 1 < norm < 1e6
+    clipping(optimizer, limit)()
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    for g, old in zip(after, before, strict=True):
+        if limit == 1:
+            torch.testing.assert_close(g, old / norm, rtol=1e-5, atol=0)
+        else:
+            assert torch.equal(g, old)
+
+
+def test_values_are_exchanged_and_put_back_also_after_an_error() -> None:
+    one, other = nn.Parameter(torch.zeros(2)), torch.ones(2)
+
+    def fails() -> None:
+        with exchanged([one], [other]):
+            assert (one.tolist(), other.tolist()) == ([1, 1], [0, 0])
+            one.data += 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    assert (one.tolist(), other.tolist()) == ([0, 0], [2, 2])
 
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig("mse")])

@@ -20,6 +20,7 @@ from torch import Tensor
 from convlens import build, feature_maps, plots
 from convlens.evaluation import metrics_of
 from convlens.explain import FeatureMap, first_filters
+from convlens.lr_find import RangeTest
 
 CLASSES = ("airplane", "automobile", "aquarium_fish", "7")
 
@@ -47,11 +48,14 @@ HISTORY = [
     for i in range(1, 6)
 ]
 LOGITS, LABELS = answers(20, 4)
+RATES = tuple(1e-5 * 1.2**i for i in range(60))
+RANGE = RangeTest(RATES, (2.0,) * 50 + (9.0,) * 10, (2.0,) * 30 + (1.0,) * 20 + (8.0,) * 10, RATES[30], RATES[24], True)
 DRAWINGS: dict[str, Callable[[Axes | None], Axes]] = {
     "curves": lambda axes: plots.curves(HISTORY, "loss", axes),
     "curves-accuracy": lambda axes: plots.curves(HISTORY, "accuracy", axes),
     "curves-one-epoch": lambda axes: plots.curves(HISTORY[:1], "loss", axes),
     "curves-before-the-first-epoch": lambda axes: plots.curves([], "loss", axes),
+    "range-test": lambda axes: plots.range_test(RANGE, axes=axes),
     "image-grid": lambda axes: plots.image_grid(some_images(11), ["x"] * 11, axes=axes),
     "image-grid-gray": lambda axes: plots.image_grid(some_images(1, 1), ["one"], title="One", axes=axes),
     "gallery": lambda axes: plots.gallery(some_images(20), LABELS, LOGITS.softmax(1), CLASSES, axes=axes),

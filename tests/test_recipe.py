@@ -82,6 +82,8 @@ def recipes() -> st.SearchStrategy[Recipe]:
         warmup=SHARE,
         step_at=st.lists(SHARE, max_size=4),
         freeze=st.lists(SHARE, max_size=4),
+        clip=st.floats(0, 1e6),
+        ema=st.floats(0, 0.99999),
         step_factor=SHARE,
     )
     return st.builds(
@@ -89,7 +91,8 @@ def recipes() -> st.SearchStrategy[Recipe]:
         name=TEXT,
         note=TEXT,
         epochs=st.integers(0, 100_000),
-        batch_size=st.integers(1, 1_000_000),
+        batch_size=st.integers(64, 1_000_000),
+        accumulate=st.integers(1, 64),
         seed=st.integers(0, 2**32 - 1),
         patience=st.integers(0, 10_000),
         device=TEXT,
@@ -112,8 +115,19 @@ def recipes() -> st.SearchStrategy[Recipe]:
             fill=st.sampled_from(["black", "reflect"]),
             cutout=st.integers(0, 1024),
             crop=st.lists(st.integers(1, 1024), max_size=4),
+            scale=st.floats(0.01, 1),
+            warp=SHARE,
+            colour=SHARE,
+            tone=SHARE,
+            mixup=st.floats(0, 10),
+            cutmix=st.floats(0, 10),
         ),
-        data=st.builds(DataConfig, val=st.floats(0.01, 0.9), test_each_epoch=st.booleans()),
+        data=st.builds(
+            DataConfig,
+            val=st.floats(0.01, 0.9),
+            test_each_epoch=st.booleans(),
+            balance=st.sampled_from(["none", "sample"]),
+        ),
     )
 
 
@@ -192,6 +206,8 @@ def test_recipe_by_name() -> None:
         ("flip", "augment.flip"),
         ("optim.epochs", "epochs"),
         ("data.label_smoothing", "loss.label_smoothing"),
+        ("mixup", "augment.mixup"),
+        ("augment.color", "augment.colour"),
     ],
 )
 def test_misspelt_key(given_key: str, meant: str) -> None:
@@ -246,8 +262,23 @@ def test_key_that_is_like_no_other() -> None:
         ("augment.crop", ["24"], "augment.crop must be a list of whole numbers, not ['24']"),
         ("augment.crop", [24, 0], "augment.crop must be 1 to 1024, not 0"),
         ("augment.fill", "white", "unknown augment.fill 'white'; there are: black, reflect"),
+        ("augment.scale", 0, "augment.scale must be 0.01 to 1, not 0"),
+        ("augment.warp", 1.5, "augment.warp must be 0 to 1, not 1.5"),
+        ("augment.colour", -0.1, "augment.colour must be 0 to 1, not -0.1"),
+        ("augment.tone", math.nan, "augment.tone must be 0 to 1, not nan"),
+        ("augment.mixup", True, "augment.mixup must be a number, not True"),
+        ("augment.cutmix", 11, "augment.cutmix must be 0 to 10, not 11"),
         ("optim.linear_lr", -1, "optim.linear_lr must be 0 or more"),
         ("optim.bias_lr", math.inf, "optim.bias_lr must be 0 or more, but finite"),
+        ("optim.ema", 1, "optim.ema must be 0 to 0.99999, not 1"),
+        ("optim.ema", -0.1, "optim.ema must be 0 to 0.99999, not -0.1"),
+        ("optim.clip", -1, "optim.clip must be 0 or more, but finite, not -1"),
+        ("optim.clip", math.inf, "optim.clip must be 0 or more, but finite, not inf"),
+        ("accumulate", 0, "accumulate must be 1 to 1000000, not 0"),
+        ("accumulate", 1.5, "accumulate must be a whole number, not 1.5"),
+        ("data.balance", "wieghts", "unknown data.balance 'wieghts'; did you mean 'weights'?"),
+        ("data.balance", True, "data.balance must be one of none, weights, sample, not True"),
+        ("batch_size", "auto", "batch_size must be a whole number, not 'auto'"),
         ("compile", True, "compile must be one of auto, on, off, not True"),
         ("tta", "miror", "unknown tta 'miror'; did you mean 'mirror'?"),
     ],
@@ -276,6 +307,10 @@ def test_settings_that_exclude_each_other() -> None:
     plain = Recipe().override({"optim.momentum": 0.0})
     refused(lambda: plain.override({"optim.nesterov": True}), "optim.nesterov needs optim.momentum above 0")
     refused(lambda: Recipe().override({"data.val": 0.0, "patience": 3}), "patience needs a validation split")
+    parts = {"batch_size": 8, "accumulate": 9}
+    refused(lambda: Recipe().override(parts), "accumulate splits a batch of 8 images: it cannot be 9")
+    weighted = {"data.balance": "weights", "loss.name": "mse"}
+    refused(lambda: Recipe().override(weighted), "with loss.name=mse take data.balance=sample")
 
 
 # Overriding -----------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from convlens import Recipe, Run, UserError, build, fit, load
+from convlens import Recipe, Run, UserError, build, fit, load, make_model, train
 from convlens.evaluation import evaluate
 from convlens.fitting import advance, finish, kept_model
-from convlens.recipe import LossConfig, ModelConfig
+from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
+from convlens.recipes import AUGMENTATIONS
 from convlens.run import only_one, start
 from convlens.session import recipe_from
 
@@ -83,6 +84,49 @@ def test_the_validation_loss_is_the_recipes_own(data, tmp_path) -> None:
     with torch.no_grad():
         wrong = model(data.val.images).softmax(1) - torch.eye(10)[data.val.labels]
     assert run.history[0]["val_loss"] == pytest.approx(wrong.square().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("val", [0.1, 0.0])
+def test_with_an_average_it_is_the_average_that_is_looked_at_kept_and_saved(val: float, tmp_path) -> None:
+    recipe = replace(RECIPE, optim=replace(RECIPE.optim, ema=0.9, schedule="cosine"), data=DataConfig(val=val))
+    data = load("mnist-5k", recipe, limit=400)
+    run = fit(recipe, data, tmp_path)
+    model, epoch = kept_model(run, data)
+    reference, ends = make_model(recipe, data), []
+    for done in train(reference, data, recipe):
+        ends.append(([p.detach().clone() for p in reference.parameters()], evaluate(reference, data.test).accuracy))
+        if data.val:
+            assert run.history[done.index - 1]["val_loss"] == pytest.approx(
+                evaluate(reference, data.val).loss, rel=1e-6
+            )
+    parameters, accuracy = ends[epoch - 1]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
+    saved = run.model_file().model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(saved, parameters, strict=True))
+    assert run.metrics["test"]["accuracy"] == accuracy
+
+
+def test_patience_counts_by_the_average(tmp_path) -> None:
+    optim = OptimConfig("sgd", 0.3, ema=0.5, schedule="step", step_at=[0.5])
+    recipe = replace(RECIPE, epochs=40, patience=2, optim=optim)
+    data = load("mnist-5k", recipe, limit=300)
+    run = fit(recipe, data, tmp_path)
+    losses = [row["val_loss"] for row in run.history]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 3 < 40
+    model, epoch = kept_model(run, data)
+    assert epoch == best + 1
+    assert evaluate(model, data.val).loss == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_the_validation_loss_knows_no_class_weights(tmp_path) -> None:
+    recipe = replace(RECIPE, epochs=1, data=DataConfig(balance="weights"))
+    data = load("mnist-5k", recipe, limit=400)
+    labels = data.train.labels.clamp(max=3)  # most of the images are of one class
+    data = replace(data, train=replace(data.train, labels=labels))
+    run = fit(recipe, data, tmp_path)
+    model, _ = kept_model(run, data)
+    assert run.history[0]["val_loss"] == pytest.approx(evaluate(model, data.val).loss, rel=1e-6)
 
 
 def test_a_second_process_may_not_train_the_same_run(data, tmp_path) -> None:
@@ -179,6 +223,20 @@ def test_flags_that_change_the_network_or_the_optimizer_change_what_belongs_to_i
     assert recipe_from("quick", {"optim.name": "adamw", "optim.lr": 0.5}, ()).optim.lr == 0.5
     assert recipe_from("lenet5-mnist", {"epochs": 2}, ()).note == "lenet5-mnist with epochs = 2"
     assert build("lenet5", channels=1, classes=10, size=(28, 28), args={"norm": "batch"})
+
+
+def test_a_level_of_augmentation_replaces_the_recipes_and_settings_win_over_it() -> None:
+    assert recipe_from("quick", {"augment": "none"}, ()).augment == AugmentConfig()
+    light = recipe_from("speed-cifar10", {"augment": "light"}, ())  # which shifts by itself
+    assert light.augment == AUGMENTATIONS["light"]
+    assert light.note == "speed-cifar10 with augment = light"
+    for setting in ("augment.colour=0.9", "augment={colour = 0.9}"):
+        strong = recipe_from("quick", {"augment": "strong", "epochs": 2}, (setting,))
+        assert strong.augment == replace(AUGMENTATIONS["strong"], colour=0.9)
+        assert strong.epochs == 2
+    for level in ("medium", ""):
+        with pytest.raises(UserError, match=f"unknown augmentation '{level}'; there are: none, light, strong"):
+            recipe_from("quick", {"augment": level}, ())
 
 
 def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor, nn
 
 from convlens import Data, Epoch, InputSpec, Split, build, evaluate, train
 from convlens.data import batches
 from convlens.errors import UserError
-from convlens.recipe import AugmentConfig, LossConfig, OptimConfig, Recipe
+from convlens.models.normalize import Normalize
+from convlens.recipe import AugmentConfig, DataConfig, LossConfig, OptimConfig, Recipe
 from convlens.training import CHECK_EVERY, Position, augmentation, lr_share
 from interruptions import stop_after
 
@@ -464,3 +466,160 @@ def test_more_frozen_than_there_is() -> None:
     recipe = replace(FROZEN, optim=replace(FROZEN.optim, freeze=[0.2, 0.5]))
     with pytest.raises(UserError, match=r"optim.freeze has 2 shares, but the model has 2 convolutions that learn"):
         next(train(make_model(), make_data(), recipe))
+
+
+# Average, clipping, parts, balance ------------------------------------------------------------------------------
+
+SGD = OptimConfig("sgd", 0.05, momentum=0.9)
+AVERAGED = replace(AUGMENTED, optim=replace(SGD, ema=0.8))
+PLAIN = replace(AUGMENTED, optim=SGD)
+
+
+def by_hand(recipe: Recipe, model: nn.Module, each_step: Any, before_step: Any = lambda: None) -> None:
+    """The training of `recipe` (SGD, cross-entropy, constant rate) by plain torch."""
+    optimizer = torch.optim.SGD(model.parameters(), recipe.optim.lr, recipe.optim.momentum)
+    model.train()
+    for index in range(1, recipe.epochs + 1):
+        for images, labels in batches(make_data().train, recipe.batch_size, recipe.augment, recipe.seed, index):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            before_step()
+            optimizer.step()
+            each_step()
+
+
+def test_the_average_is_torchs_own_and_the_steps_are_the_plain_ones() -> None:
+    """Held against swa_utils.AveragedModel, which starts from a copy; batch norm's statistics are averaged too."""
+    model, stepped, reference = make_model(), make_model(), make_model()
+    position = list(train(model, make_data(), AVERAGED))[-1].position
+    list(train(stepped, make_data(), PLAIN))
+
+    def mean(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return value
+        decay = min(0.8, int(count) / (int(count) + 9))  # it has counted the copy, so step t is its t + 1
+        return decay * average + (1 - decay) * value
+
+    averaged = torch.optim.swa_utils.AveragedModel(reference, avg_fn=mean, use_buffers=True)
+    averaged.update_parameters(reference)
+    by_hand(AVERAGED, reference, lambda: averaged.update_parameters(reference))
+    torch.testing.assert_close(weights(model), weights(averaged.module), atol=1e-6, rtol=1e-6)
+    assert (weights(model) - weights(stepped)).abs().max() > 1e-3
+    floats = [value for value in (*stepped.parameters(), *stepped.buffers()) if value.is_floating_point()]
+    assert all(torch.equal(a, b) for a, b in zip(position.twin, floats, strict=True))
+    counts = [[v for k, v in m.state_dict().items() if k.endswith("num_batches_tracked")] for m in (model, stepped)]
+    assert counts[0] == counts[1] == [18, 18]
+
+
+def test_whoever_has_the_model_has_its_average() -> None:
+    """After each epoch, a break, a stop in mid-epoch, an error, and at the end."""
+    data = make_data()
+    ends = []
+    model = make_model()
+    for _ in train(model, data, AVERAGED):
+        ends.append(weights(model))
+    assert torch.equal(weights(model), ends[2])
+    assert len({tuple(end.tolist()) for end in ends}) == 3
+
+    broken = make_model()
+    for epoch in train(broken, data, AVERAGED):
+        if epoch.index == 2:
+            break
+    assert torch.equal(weights(broken), ends[1])
+
+    def fails(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from itertools.islice(todo, 4)
+        raise KeyboardInterrupt
+
+    stopped, failed, stop = make_model(), make_model(), threading.Event()
+    list(train(stopped, data, AVERAGED, stop=stop, watch=stop_after(stop, 4)))
+    with pytest.raises(KeyboardInterrupt):
+        list(train(failed, data, AVERAGED, watch=fails))
+    averaged = torch.optim.swa_utils.AveragedModel(make_model(), avg_fn=lambda a, w, n: a + (w - a) * 9 / (n + 9))
+    averaged.update_parameters(reference := make_model())
+    by_hand(replace(AVERAGED, epochs=1), reference, _first(4, lambda: averaged.update_parameters(reference)))
+    for found in (stopped, failed):
+        for p, expected in zip(found.parameters(), averaged.module.parameters(), strict=True):
+            torch.testing.assert_close(p, expected, atol=1e-6, rtol=1e-6)
+
+
+def _first(count: int, call: Any) -> Any:
+    """A function that does `call` the first `count` times only."""
+    done = itertools.count(1)
+    return lambda: call() if next(done) <= count else None
+
+
+@pytest.mark.parametrize("limit", [0.3, 1000.0])
+def test_clipped_it_is_the_loop_that_clips(limit: float) -> None:
+    model, reference, norms = make_model(), make_model(), []
+
+    def clip() -> None:
+        norms.append(torch.nn.utils.clip_grad_norm_(reference.parameters(), limit).item())
+
+    list(train(model, make_data(), replace(PLAIN, optim=replace(SGD, clip=limit))))
+    by_hand(PLAIN, reference, lambda: None, clip)
+    torch.testing.assert_close(weights(model), weights(reference), atol=1e-6, rtol=1e-6)
+    assert max(norms) > 0.3  # the smaller limit did something
+    plain = make_model()
+    list(train(plain, make_data(), PLAIN))
+    assert torch.equal(weights(plain), weights(model)) is (limit == 1000)
+
+
+def without_norm() -> nn.Module:
+    """A network whose outputs for an image do not depend on the rest of its batch."""
+    torch.manual_seed(3)
+    layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 3))
+    return nn.Sequential(Normalize((0.3,), (0.3,)), *layers)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+@pytest.mark.parametrize(
+    ("loss", "l1", "balance"), [("cross-entropy", 1e-3, "weights"), ("mse", 0.0, "none"), ("cross-entropy", 0, "none")]
+)
+def test_in_parts_the_steps_are_those_of_whole_batches(parts: int, loss: Any, l1: float, balance: Any) -> None:
+    data, sizes, ends = make_data(), [], []
+    data = replace(data, train=replace(data.train, labels=(torch.arange(46) % 9).clamp(max=2)))
+    optim = replace(SGD, l1=float(l1), clip=0.5)
+    recipe = replace(AUGMENTED, loss=LossConfig(loss), optim=optim, data=DataConfig(0.0, balance=balance))
+    for count in (1, parts):
+        model = without_norm()
+        model.register_forward_hook(lambda m, x, _: sizes.append(len(x[0])) if m.training else None)
+        told = [(e.loss, e.accuracy) for e in train(model, data, replace(recipe, accumulate=count))]
+        ends.append((told, weights(model)))
+    (told, end), (told_in_parts, end_in_parts) = ends
+    assert told_in_parts == [pytest.approx(row, rel=1e-5) for row in told]
+    torch.testing.assert_close(end_in_parts, end, atol=1e-5, rtol=1e-5)
+    epoch = {2: [4, 4] * 5 + [3, 3], 3: [3, 3, 2] * 5 + [2, 2, 2], 8: [1] * 46}[parts]
+    assert sizes == ([8] * 5 + [6]) * 3 + epoch * 3
+
+
+def test_weights_of_classes_are_those_of_the_training_images() -> None:
+    """The loss of an epoch of one batch, before its step, by scikit-learn."""
+    data = make_data()
+    labels = torch.tensor([0] * 30 + [1] * 12 + [2] * 4)
+    data = replace(data, train=replace(data.train, labels=labels))
+    recipe = Recipe(epochs=1, batch_size=46, precision="fp32", data=DataConfig(balance="weights"))
+    model = without_norm()
+    with torch.no_grad():
+        losses = F.cross_entropy(model(data.train.images), labels, reduction="none")
+    expected = (losses.numpy() * compute_sample_weight("balanced", labels.numpy())).mean()
+    assert next(train(model, data, recipe)).loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_drawn_such_that_classes_are_alike() -> None:
+    data = make_data()
+    labels = torch.tensor([0] * 40 + [1] * 4 + [2] * 2)
+    data = replace(data, train=replace(data.train, labels=labels))
+    seen: list[list[int]] = []
+
+    def watch(todo: Iterable[tuple[Tensor, Tensor]], _at: Position) -> Iterator[tuple[Tensor, Tensor]]:
+        seen.append([])
+        for images, labels in todo:
+            seen[-1] += labels.tolist()
+            yield images, labels
+
+    recipe = Recipe(epochs=20, batch_size=23, data=DataConfig(balance="sample"))
+    list(train(without_norm(), data, recipe, watch=watch))
+    assert {len(epoch) for epoch in seen} == {46}
+    counts = torch.tensor(seen).flatten().bincount() / (20 * 46)
+    assert counts.tolist() == pytest.approx([1 / 3] * 3, abs=0.06)  # four deviations

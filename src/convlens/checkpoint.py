@@ -37,6 +37,7 @@ def save(path: Path, model: nn.Module, position: Position | None, notes: dict[st
     if position:
         notes = {**notes, "epoch": position.epoch, "step": position.step, "seconds": position.seconds}
         tensors |= {"losses": position.losses, "correct": position.correct, "random": position.random}
+        tensors |= {f"twin.{index}": tensor for index, tensor in enumerate(position.twin)}
         for index, state in position.optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 if value is not None:  # SGD without momentum keeps an empty place for it
@@ -65,14 +66,20 @@ def restore(checkpoint: Checkpoint, model: nn.Module, position: Position) -> Non
     """Put weights, optimizer and position back, bit for bit.
 
     Raises:
-        UserError: the checkpoint was written with another batch size or data set.
+        UserError: the checkpoint was written with another batch size, data set or average.
     """
     if checkpoint.tensors["losses"].shape != position.losses.shape:
         raise UserError(
             f"the checkpoint was written in epochs of {len(checkpoint.tensors['losses'])} steps, the recipe now makes "
             f"{len(position.losses)}: put the run's recipe.toml back as it was"
         )
+    if sum(name.startswith("twin.") for name in checkpoint.tensors) != len(position.twin):
+        raise UserError(
+            "the checkpoint was written with another optim.ema, on or off: put the run's recipe.toml back as it was"
+        )
     model.load_state_dict(weights(checkpoint))
+    for place, tensor in enumerate(position.twin):
+        tensor.copy_(checkpoint.tensors[f"twin.{place}"])
     position.epoch, position.step = checkpoint.notes["epoch"], checkpoint.notes["step"]
     position.seconds = checkpoint.notes["seconds"]
     position.losses.copy_(checkpoint.tensors["losses"])

@@ -7,8 +7,11 @@ import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,7 +165,9 @@ def train(
     opt: flags.Opt = None,
     sched: flags.Sched = None,
     weight_decay: flags.WeightDecay = None,
+    aug: flags.Aug = None,
     seed: flags.Seed = None,
+    balance: flags.Balance = None,
     patience: flags.Patience = None,
     device: flags.Device = None,
     compile_: flags.Compile = None,
@@ -185,26 +190,29 @@ def train(
         "data.resize": resize,
         "data.max_bad": 0.0 if strict else None,
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size == "auto" else batch_size and _images(batch_size),
         "optim.lr": lr,
         "optim.name": opt,
         "optim.schedule": sched,
         "optim.weight_decay": weight_decay,
+        "augment": aug,
         "seed": seed,
+        "data.balance": balance,
         "patience": patience,
         "device": device,
         "compile": compile_,
     }
     from .console import decoding
-    from .data import is_path, load
+    from .data import load
     from .device import pick_device
     from .distributed import in_turn, on_main
     from .models import find_builder
     from .run import Run, start
-    from .session import recipe_from, train_to_the_end
+    from .session import measured_batch_size, recipe_from, train_to_the_end, usual_recipe
 
+    auto = batch_size == "auto"
     if resume:
-        others = [value for key, value in given.items() if key not in ("device", "model.name")]
+        others = [batch_size, *(value for key, value in given.items() if key not in ("device", "model.name"))]
         if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
             raise UserError("--resume goes on with the run's own recipe and data: give it no others")
         run = Run.open(resume)
@@ -219,7 +227,10 @@ def train(
     elif finish:
         raise UserError("--finish goes with --resume RUN")
     else:
-        made = recipe_from(recipe or ("photos" if data and is_path(data) else "quick"), given, settings or ())
+        base = recipe or usual_recipe(data)
+        made = recipe_from(base, given, settings or ())
+        if print_recipe and auto:
+            raise UserError("-b auto is measured on images: it goes with DATA, and not with --print-recipe")
         if print_recipe:
             print(made.to_toml(), end="")
             return
@@ -227,8 +238,104 @@ def train(
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
         find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
         loaded = in_turn(load, data, made, data_dir, limit, None, decoding())
+        if auto:
+            given["batch_size"] = measured_batch_size(made, loaded)
+            made = recipe_from(base, given, settings or ())
         run = on_main(start, made, loaded, out, name)
     train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
+
+
+def _images(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"-b takes a whole number of images a step, or auto, not {text!r}")
+    return int(text)
+
+
+@app.command("lr-find")
+def lr_find(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    steps: flags.RangeSteps = 40,
+    out: flags.Out = Path("lr-find"),
+    as_json: flags.Json = False,
+) -> None:
+    """Find a learning rate: let it rise until the loss diverges, draw the losses, say which to take."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .files import make_folder
+    from .lr_find import find_lr
+    from .models import find_builder
+    from .plots import range_test, save
+    from .run import make_model
+    from .session import recipe_from, say_rate, usual_recipe
+
+    given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
+    made = recipe_from(recipe or usual_recipe(data), given, settings or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    found = find_lr(make_model(made, loaded), loaded, made, steps)
+    make_folder(out)
+    title = f"Learning-rate range test: {made.model.name} with {made.optim.name} on {loaded.name}"
+    picture = save(range_test(found, title), out / "lr-find.png")
+    if as_json:
+        print(json.dumps({**asdict(found), "picture": str(picture)}))
+    said: dict[str, Any] = {
+        "--recipe": recipe,
+        "-m": model,
+        "-b": batch_size,
+        "--opt": opt,
+        "--seed": seed,
+        "--device": device,
+    }
+    said |= {"--data-dir": data_dir, "--limit": limit}
+    say_rate(found, made, picture, ["convlens", "train", data], said, settings or ())
+
+
+@app.command()
+def tune(
+    data: flags.DataName,
+    model: flags.ModelName = None,
+    recipe: flags.RecipeName = None,
+    epochs: flags.Epochs = None,
+    vary: flags.Vary = None,
+    trials: flags.Trials = None,
+    timeout: flags.Timeout = None,
+    batch_size: flags.BatchNumber = None,
+    opt: flags.Opt = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    settings: flags.Settings = None,
+    data_dir: flags.DataDir = None,
+    limit: flags.Limit = None,
+    out: flags.Searched = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Search a recipe's settings by the validation accuracy; the same command goes on with a search that was cut."""
+    from .console import decoding
+    from .data import load
+    from .device import pick_device
+    from .models import find_builder
+    from .session import recipe_from, search_to_the_end, usual_recipe
+    from .tune import usual_space
+    from .tune import vary as read_vary
+
+    given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
+    made = recipe_from(recipe or usual_recipe(data), {**given, "device": device}, settings or ())
+    space = dict(read_vary(text, made) for text in vary or ())
+    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
+    loaded = load(data, made, data_dir, limit, progress=decoding())
+    folder = out or Path("tuned") / f"{loaded.name}-{made.name}"
+    trials = trials or (20 if timeout is None else None)
+    search_to_the_end(made, loaded, space or usual_space(made, loaded), folder, trials, timeout, as_json)
 
 
 @app.command()
@@ -357,10 +464,11 @@ def evaluate(
     min_accuracy: flags.MinAccuracy = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Measure a run's model on the test set again: accuracy, loss, and every class."""
-    from .console import err, metrics_table
+    """Measure a run's model on the test set again: accuracy, loss, every class, and how far to trust it."""
+    from .calibration import report
+    from .console import calibration_line, err, metrics_table, out
     from .device import pick_device
-    from .evaluation import evaluate as measure
+    from .evaluation import answers_of, metrics_of
     from .modelfile import golden_difference
     from .run import Run
 
@@ -370,12 +478,13 @@ def evaluate(
     if difference > 1e-4:
         err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
         raise typer.Exit(GATE)
-    device = pick_device()
-    metrics = measure(file.model.to(device), opened.load_data(data_dir).test, file.classes)
+    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir))
+    metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
     if as_json:
-        print(json.dumps(metrics.to_dict()))
+        print(json.dumps({**metrics.to_dict(), "calibration": calibration}))
     else:
         metrics_table(metrics)
+        out.print(calibration_line(calibration))
     if min_accuracy is not None and metrics.accuracy < min_accuracy:
         err.print(f"convlens: accuracy {metrics.accuracy:.4f} is below {min_accuracy}")
         raise typer.Exit(GATE)
@@ -496,34 +605,57 @@ def predict(
     model: flags.ModelPath,
     paths: flags.Pictures,
     top: flags.Top = 1,
+    threshold: flags.Threshold = None,
+    target_accuracy: flags.TargetAccuracy = None,
     output: flags.OutputFile = None,
     builder: flags.OwnModel = None,
     as_json: flags.Json = False,
 ) -> None:
     """Classify pictures. A picture that cannot be read becomes a row with its reason."""
-    from .console import err
-    from .files import write_whole
-    from .predict import Predictor, pictures_in, to_csv
+    from .console import counted, err, passed_over_line, predictions_line
+    from .predict import Predictor, pictures_in, to_csv, to_json
 
     if output and output.suffix not in (".csv", ".json"):
         raise unknown("ending of the output", output.suffix, (".csv", ".json"))
-    if output and (not output.parent.is_dir() or (as_json and output.suffix == ".csv")):
+    if output and (not output.parent.is_dir() or output.is_dir() or (as_json and output.suffix == ".csv")):
         raise UserError(f"cannot write {output}: its folder must exist, and --json goes with .json")
+    if threshold is not None and target_accuracy is not None:
+        raise UserError("--threshold and --target-accuracy both say where unknown begins: give one of them")
     predictor = Predictor.load(model, builder)
-    pictures = list(pictures_in(paths))
-    rows = list(predictor.predict(pictures, top))
-    if not rows:
-        raise UserError(f"no pictures in {', '.join(map(str, paths))}")
-    if as_json or (output and output.suffix == ".json"):
-        text = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n"
-    else:
-        text = to_csv(rows, min(top, len(predictor.file.classes)))
-    if output:
-        write_whole(output, text.encode(errors="backslashreplace"))
-    else:
-        print(text, end="")
-    bad = sum(bool(row.error) for row in rows)
-    if bad or output:
-        err.print(f"{len(rows) - bad:,} pictures classified{f', {bad:,} could not be read' if bad else ''}")
-    if bad == len(rows):
+    if target_accuracy is not None:
+        calibration = predictor.file.calibration
+        point = calibration.reaching(target_accuracy)
+        threshold = point.threshold
+        err.print(
+            f"threshold {threshold:.9g}: {point.coverage:.2%} of {calibration.images:,} validation images reach it, "
+            f"and {point.accuracy:.2%} of those are right"
+        )
+    passed_over, counts = Counter[str](), Counter[str]()
+    found = predictor.predict(pictures_in(paths, passed_over), top, threshold=threshold or 0)
+    first = next(found, None)
+    if first is None:
+        but = f"; {passed_over_line(passed_over)}" if passed_over else ""
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}{but}")
+    rows = counted(chain([first], found), counts, bar=bool(output or not sys.stdout.isatty()))
+    pairs = min(top, len(predictor.file.classes)) if top > 1 or threshold is not None else 0
+    text = to_json(rows) if as_json or (output and output.suffix == ".json") else to_csv(rows, pairs)
+    _write(text, output)
+    if output or counts["bad"] or threshold is not None:
+        err.print(predictions_line(counts, threshold))
+    if passed_over:
+        err.print(passed_over_line(passed_over))
+    if counts["bad"] == counts["pictures"]:
         raise typer.Exit(USAGE)
+
+
+def _write(text: Iterator[str], output: Path | None) -> None:
+    """To the file, whole or not at all, or to stdout as it comes."""
+    from .files import writing_whole
+
+    if output is None:
+        for part in text:
+            print(part, end="")
+        return
+    with writing_whole(output) as file:
+        for part in text:
+            file.write(part.encode(errors="backslashreplace"))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import augment
+from .augment import augment, mix
 from .datasets import DATASETS, DatasetSpec, get_spec
 from .device import mix_seed
 from .errors import UserError
@@ -143,15 +143,34 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return -(-len(split) // batch_size)
 
 
-def batches(
-    split: Split, batch_size: int, augmentation: AugmentConfig, seed: int, epoch: int, first_step: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device.
+def draw(split: Split, seed: int, epoch: int, balanced: bool = False) -> Tensor:
+    """The images (N,) of an epoch in their order: each of the split's N once, or, `balanced`, N drawn with replacement
+    such that all classes are equally likely, and in a class all images."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    if not balanced:
+        return torch.randperm(len(split), generator=generator)
+    labels = split.labels.cpu()
+    return torch.multinomial(1 / labels.bincount().double()[labels], len(split), True, generator=generator)
 
-    Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere.
+
+def batches(
+    split: Split,
+    batch_size: int,
+    augmentation: AugmentConfig,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    classes: int = 0,
+    balanced: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device; where the
+    augmentation mixes images, the labels are the shares of `classes` classes, float (B, classes), each row's sum 1.
+
+    Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere. See `draw` for
+    `balanced`.
     """
     device = split.labels.device
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(mix_seed(seed, epoch))).to(device)
+    order = draw(split, seed, epoch, balanced).to(device)
     changes = augmentation != AugmentConfig()
     mirrored = None
     if augmentation.flip and augmentation.alternate:
@@ -166,6 +185,8 @@ def batches(
             # step + 1: numpy pads seeds with zeros, so step 0 would draw the numbers that made the order
             generator = torch.Generator(device).manual_seed(mix_seed(seed, epoch, step + 1))
             images = augment(images, augmentation, generator, None if mirrored is None else mirrored[chosen])
+            if augmentation.mixup or augmentation.cutmix:
+                images, labels = mix(images, labels, classes, augmentation, generator)
         yield images, labels
 
 

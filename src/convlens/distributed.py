@@ -145,6 +145,12 @@ def parallel(model: nn.Module) -> nn.Module:
     return kind(model, device_ids=[device] if device.type == "cuda" else None, **settings)
 
 
+def by_itself(model: Any, alone: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Inside the `with` the gradients of what `parallel` gave stay in each process, if `alone`; the next ones outside
+    of it are averaged together with them."""
+    return model.no_sync() if alone and world() > 1 else contextlib.nullcontext()
+
+
 class _Synced(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batch of all processes; torch's own SyncBatchNorm takes tensors on a GPU only."""
 

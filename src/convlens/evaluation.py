@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data import Data
 from .device import keep_memory
 from .distributed import gathered, portion
 from .splits import Split
@@ -78,6 +79,14 @@ def logits_of(
     with evaluating(model), torch.inference_mode():
         logits = torch.cat([answer(split.at(part).to(device)) for part in places.split(batch_size)])
     return gathered(logits, len(split)) if sharded else logits
+
+
+def answers_of(model: nn.Module, data: Data, sharded: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits (N, K) and labels (N,) of the splits that were not trained on: `test`, and `val` where there is one."""
+    splits = {"val": data.val, "test": data.test}
+    return {
+        name: (logits_of(model, split, sharded=sharded), split.labels.cpu()) for name, split in splits.items() if split
+    }
 
 
 def views(tta: str) -> list[tuple[float, Callable[[Tensor], Tensor]]]:

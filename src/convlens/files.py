@@ -6,8 +6,9 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import FAILED, UserError
 
@@ -18,22 +19,40 @@ def write_whole(path: Path, data: bytes | str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written to; an older file at `path` is left as it was.
     """
+    with writing_whole(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """The same bit by bit: what is written to the file inside the `with` stands at `path` when that ends, and is gone
+    where it ends with an exception. Raises UserError as `write_whole` does."""
     part = path.with_name(f".{path.name}.part")  # one writer a run folder, so one name; a killed writer's is reused
     try:
-        with part.open("wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # where the folder is none, there is nothing to take away either
             part.unlink()
-        raise disk_error(error, path) from error
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, where they are not there. Raises UserError where the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
 
 
 def disk_error(error: OSError, path: Path) -> UserError:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .calibration import Calibration, calibrate, report
 from .data import Data
 from .device import pick_device
 from .distributed import on_main
 from .errors import FAILED, UserError
-from .evaluation import Metrics, logits_of, metrics_of
+from .evaluation import Metrics, answers_of, logits_of, metrics_of
 from .files import write_json, write_whole
 from .modelfile import ModelFile, save_model
 from .optim import objective
@@ -110,26 +111,36 @@ def finish(run: Run, data: Data, plots: bool = True, device: str | None = None) 
 def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
     recipe = _recipe(run)
     model, epoch = kept_model(run, data, device)
-    logits = logits_of(model, data.test, sharded=True)
-    test = metrics_of(logits, data.test.labels.cpu(), data.classes)
+    answers = answers_of(model, data, sharded=True)
+    test = metrics_of(*answers["test"], data.classes)
     _require_finite(test.loss, f"the test loss of the weights of epoch {epoch}")
     tta = None
     if recipe.tta != "none":  # beside the plain accuracy, which is what the model file alone gives
         tta = metrics_of(logits_of(model, data.test, tta=recipe.tta, sharded=True), data.test.labels.cpu())
-    on_main(_write_results, run, data, model, epoch, logits, test, tta, plots)
+    on_main(_write_results, run, data, model, epoch, answers, test, tta, plots)
     return test
 
 
 def _write_results(
-    run: Run, data: Data, model: nn.Module, epoch: int, logits: Tensor, test: Metrics, tta: Metrics | None, plots: bool
+    run: Run,
+    data: Data,
+    model: nn.Module,
+    epoch: int,
+    answers: dict[str, tuple[Tensor, Tensor]],
+    test: Metrics,
+    tta: Metrics | None,
+    plots: bool,
 ) -> None:
     recipe, history = run.recipe, run.history
+    calibration = calibrate(*answers["val"]) if "val" in answers else Calibration()
+    calibrated = answers["test"][0] / calibration.temperature  # as the model file's user will see them
     measured = {
         "epoch": epoch,
         "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
         "parameters": sum(p.numel() for p in model.parameters()),
         "test": test.to_dict(),
+        "calibration": report(calibration, answers),
     }
     if tta:
         measured["tta"] = {"views": recipe.tta, "accuracy": tta.accuracy, "loss": tta.loss}
@@ -147,14 +158,15 @@ def _write_results(
         metrics={"test_accuracy": test.accuracy, "test_loss": test.loss, "images": test.images},
         golden_images=images,
         golden_logits=golden_logits,
+        calibration=calibration,
     )
     save_model(run.path / "model.safetensors", file)
-    write_whole(run.path / "predictions.csv", _predictions_csv(data, logits))
+    write_whole(run.path / "predictions.csv", _predictions_csv(data, calibrated))
     write_json(run.path / "metrics.json", measured)  # it is what says that the run is finished
     if plots:
         from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
 
-        draw_run(run.path / "plots", model, data, history, logits, test)
+        draw_run(run.path / "plots", model, data, history, calibrated, test)
 
 
 def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:

@@ -70,13 +70,24 @@ RecipeName = Annotated[
     typer.Option("--recipe", metavar="R", help="A recipe's name or a .toml file; flags win over it. [default: quick]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a step.")]
+BatchSize = Annotated[
+    str | None, typer.Option("-b", "--batch-size", metavar="N|auto", help="Images a step; auto measures a few sizes.")
+]
+BatchNumber = Annotated[int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a step.")]
 Lr = Annotated[float | None, typer.Option("--lr", metavar="F", help="Learning rate (its peak).")]
 Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", help="sgd, adam, adamw, rmsprop or muon.")]
 Sched = Annotated[str | None, typer.Option("--sched", metavar="NAME", help="constant, step, cosine or one-cycle.")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", "--wd", metavar="F", help="L2.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation and the split.")
+]
+Aug = Annotated[
+    str | None,
+    typer.Option("--aug", metavar="none|light|strong", help="Random changes of the training images, for photographs."),
+]
+Balance = Annotated[
+    str | None,
+    typer.Option("--balance", metavar="none|weights|sample", help="Rare classes count as much: in the loss, or drawn."),
 ]
 Patience = Annotated[
     int | None, typer.Option("--patience", metavar="N", help="Stop after N epochs without a better validation loss.")
@@ -117,7 +128,32 @@ Peers = Annotated[Path, typer.Option("--peers", metavar="FOLDER", help="Where th
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG: accuracy against seconds.")]
 
+# What `cache` does
 Clear = Annotated[bool, typer.Option("--clear", help="Take them all away; they can be decoded again.")]
+
+# How fast `lr-find` climbs
+RangeSteps = Annotated[int, typer.Option("--steps", min=5, metavar="N", help="Steps in which the rate rises tenfold.")]
+
+# What `tune` searches
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, metavar="N", help="Finished trials in all. [default: 20, or as --timeout allows]"),
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", min=0, metavar="S", help="No trial begins after so many seconds.")
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="KEY=...",
+        help="LOW..HIGH, or A,B,C: what to vary; repeatable. [default: rates, decay, batch, width, augmentation]",
+    ),
+]
+Searched = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Where the trials are kept. [default: tuned/<data>-<recipe>]"),
+]
 
 # Where results go
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the result is put.")]
@@ -150,3 +186,12 @@ MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]
 Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", min=0, max=1, metavar="P", help="Say unknown below this probability.")
+]
+TargetAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--target-accuracy", min=0, max=1, metavar="A", help="The threshold that had this accuracy on validation."
+    ),
+]

@@ -15,7 +15,7 @@ from .data import Data
 from .errors import UserError
 from .evaluation import Metrics
 from .explain import feature_maps, first_filters
-from .files import disk_error
+from .files import make_folder
 from .splits import Split
 
 
@@ -24,7 +24,7 @@ def draw_run(
     folder: Path, model: nn.Module, data: Data, history: Sequence[dict[str, Any]], logits: Tensor, metrics: Metrics
 ) -> list[Path]:
     """Draw everything into `folder`. Pictures that make no sense for this run (no epochs, no mistakes) are left out."""
-    _make(folder)
+    make_folder(folder)
     test, probabilities = data.test, logits.softmax(1)
     drawn = []
     if history:
@@ -50,7 +50,7 @@ def draw_run(
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_feature_maps(folder: Path, model: nn.Module, image: Tensor, caption: str) -> list[Path]:
     """The image, and a PNG for every convolution, numbered in the order in which they run."""
-    _make(folder)
+    make_folder(folder)
     drawn = [plots.save(plots.image_grid(image[None], [caption]), folder / "maps-00-image.png")]
     for i, feature in enumerate(feature_maps(model, image, convolutions_only=True), start=1):
         drawn.append(plots.save(plots.feature_map(feature), folder / f"maps-{i:02d}-{feature.name}.png"))
@@ -60,7 +60,7 @@ def draw_feature_maps(folder: Path, model: nn.Module, image: Tensor, caption: st
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_data(folder: Path, data: Data) -> list[Path]:
     """A grid of training images, three or more of every class, and the number of images of every class."""
-    _make(folder)
+    make_folder(folder)
     train = data.train
     each = max(3, 40 // len(data.classes)) if len(data.classes) <= 20 else 1
     chosen = torch.cat([(train.labels == c).nonzero().flatten()[:each] for c in range(len(data.classes))])
@@ -75,10 +75,3 @@ def draw_data(folder: Path, data: Data) -> list[Path]:
 def _gallery(data: Data, probabilities: Tensor, chosen: Tensor, title: str) -> Any:
     part: Split = data.test.take(chosen)
     return plots.gallery(part.images, part.labels, probabilities[chosen], data.classes, title)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, folder) from error

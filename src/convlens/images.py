@@ -10,12 +10,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
 
@@ -26,9 +26,12 @@ _ONE_LARGE = threading.Lock()
 
 # Pillow knows more, but its EPS reader starts Ghostscript, and a picture may come from anywhere.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})  # the endings of these
+PICTURES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})  # their endings
 # Endings of pictures that are not read: whoever has them must be told, not left to wonder where they went
-UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".raw", ".dng", ".cr2", ".nef"})
+UNREAD = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".ico", ".ppm", ".pgm", ".tga", ".exr"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"}
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Facts:
 def facts(source: bytes | str | Path) -> Facts:
     """Read the header of a picture. Raises UserError, see `open_picture`, but for damage behind the header."""
     with _reading(source) as picture:
-        return _facts(picture)
+        found = _facts(picture)
+        # a PNG has its EXIF anywhere: to ask for it is to decode it all
+        return found if found.format == "PNG" else _as_seen(found, _turn(picture))
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
@@ -74,20 +79,21 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
 
 
 def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarray, Facts]:
-    """Decode and preprocess a picture: uint8 (C, H, W) as `preprocess` makes it, and what the file said of itself.
+    """Decode and preprocess a picture: uint8 (H, W, C), and what the file said of itself.
 
-    A JPEG of more than twice the needed size is decoded only as finely as needed (its own scaling by 2, 4 or 8), which
-    is how photographs of a phone are read several times as fast.
+    A JPEG of at least twice the needed size is decoded only as finely as needed: its own scaling by 2, 4 or 8 averages
+    as the resizing would, and photographs of a phone are read several times as fast.
 
     Raises:
         UserError: see `open_picture`.
     """
     with _reading(source) as picture:
         found = _facts(picture)
-        picture.draft(None, (2 * max(spec.size),) * 2)
+        picture.draft(None, (max(spec.size),) * 2)
         with _ONE_LARGE if picture.width * picture.height > LARGE else nullcontext():
             picture.load()
-            return preprocess(picture, spec), found
+            turn = _turn(picture)
+            return _prepared(picture, turn, spec), _as_seen(found, turn)
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def _reading(source: bytes | str | Path) -> Iterator[Image.Image]:
     if not data:
         raise UserError(f"{name} is empty")
     try:
-        with _QUIET:
+        with QUIET:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
@@ -138,19 +144,34 @@ class _Quiet:
                 self.caught.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def _facts(picture: Image.Image) -> Facts:
-    """Asked before the pixels are read, for counting a GIF's frames goes back to its first."""
-    turned = _turn(picture) in (
+    """As the picture lies, asked before its pixels are read: a JPEG may be smaller afterwards."""
+    size = picture.height, picture.width
+    return Facts(size, picture.mode, str(picture.format), _has_frames(picture))
+
+
+def _has_frames(picture: Image.Image) -> bool:
+    if picture.format != "GIF" or not isinstance(picture, ImageFile.ImageFile):
+        return bool(getattr(picture, "is_animated", False))
+    try:  # a GIF is asked in a second reading of its bytes, for the answer is found by decoding on from here
+        with Image.open(io.BytesIO(picture.fp.getvalue()), formats=["GIF"]) as again:  # type: ignore[union-attr]
+            return bool(getattr(again, "is_animated", False))
+    except Exception:  # its later frames may be damaged: nobody needs them
+        return False
+
+
+def _as_seen(found: Facts, turn: Image.Transpose | None) -> Facts:
+    """The same, its size as the EXIF orientation turns it."""
+    sideways = turn in (
         Image.Transpose.TRANSPOSE,
         Image.Transpose.ROTATE_270,
         Image.Transpose.TRANSVERSE,
         Image.Transpose.ROTATE_90,
     )
-    size = (picture.width, picture.height) if turned else (picture.height, picture.width)
-    return Facts(size, picture.mode, str(picture.format), bool(getattr(picture, "is_animated", False)))
+    return replace(found, size=found.size[::-1]) if sideways else found
 
 
 def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np.ndarray:
@@ -160,9 +181,15 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
     Raises:
         UserError: see `open_picture`.
     """
-    if not isinstance(picture, Image.Image):
-        return read_picture(picture, spec)[0]
-    turn = _turn(picture)
+    if isinstance(picture, Image.Image):
+        pixels = _prepared(picture, _turn(picture), spec)
+    else:
+        pixels = read_picture(picture, spec)[0]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _prepared(picture: Image.Image, turn: Image.Transpose | None, spec: InputSpec) -> np.ndarray:
+    """uint8 (H, W, C)."""
     picture = picture if turn is None else picture.transpose(turn)
     picture = _plain(picture).convert("L" if spec.channels == 1 else "RGB")
     height, width = spec.size
@@ -178,8 +205,8 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
             picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
         else:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.uint8)
-    return pixels[None] if spec.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.array(picture, dtype=np.uint8)  # not asarray: torch warns of what cannot be written to
+    return pixels[:, :, None] if spec.channels == 1 else pixels
 
 
 # What undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF, and fails where that is damaged.
@@ -197,7 +224,7 @@ _TURNS = {
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     """What the EXIF orientation asks for; nothing where the EXIF cannot be read."""
     try:
-        with _QUIET:
+        with QUIET:
             return _TURNS.get(picture.getexif().get(0x0112, 1))
     except Exception:  # Pillow's EXIF reader, too, raises anything at all
         return None

@@ -89,8 +89,9 @@ def _list_folder(root: Path) -> Listing | None:
         return None
     splits = {top: split for top in tops if (split := split_named(top))}
     trains = [top for top, split in splits.items() if split == "train"]
-    # A class may be called train, too: then its pictures lie in it, and not in class folders below
-    layered = bool(trains) and not any(len(path.parts) == 2 and path.parts[0] in trains for path in paths)
+    # A class may be called train, too: then its pictures lie in it, or no other folder is called like a split
+    below = {path.parts[:2] for path in paths if path.parts[0] in trains and len(path.parts) > 2}
+    layered = len(below) > 1 and (len(tops) == 1 or len(splits) > 1)
     if splits and len(splits) == len(tops) and not layered:
         lacking = "has pictures, but no class folders, in" if trains else "has no training folder, only"
         raise UserError(f"{root} {lacking} {', '.join(trains or tops)}; below each split there is a folder a class")

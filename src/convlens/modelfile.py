@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from .calibration import Calibration
 from .errors import UserError
 from .images import InputSpec
 from .models import build
@@ -24,7 +25,7 @@ FORMAT = 1
 @dataclass(frozen=True)
 class ModelFile:
     """`model` takes uint8 (N, C, H, W) and gives logits (N, len(classes)). `golden_images` and `golden_logits` are a
-    few inputs and what the model said to them when it was saved."""
+    few inputs and what the model said to them when it was saved: raw logits, which `calibration` has not touched."""
 
     model: nn.Module
     name: str
@@ -35,6 +36,7 @@ class ModelFile:
     metrics: dict[str, Any]
     golden_images: Tensor
     golden_logits: Tensor
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 def save_model(path: Path, file: ModelFile) -> None:
@@ -46,6 +48,7 @@ def save_model(path: Path, file: ModelFile) -> None:
         "classes": file.classes,
         "recipe": file.recipe,
         "metrics": file.metrics,
+        "calibration": file.calibration.to_dict(),
     }
     golden = {"golden.images": file.golden_images, "golden.logits": file.golden_logits}
     metadata = {"format": "convlens", "version": str(FORMAT), "config": json.dumps(config, ensure_ascii=False)}
@@ -79,6 +82,8 @@ def load_model(path: str | Path, builder: str | None = None) -> ModelFile:
             metrics=config["metrics"],
             golden_images=tensors["golden.images"],
             golden_logits=tensors["golden.logits"],
+            # files from before it was written have none; their probabilities are those of temperature 1, as then
+            calibration=Calibration.from_dict(config["calibration"]) if "calibration" in config else Calibration(),
         )
     except FileNotFoundError as error:
         raise UserError(f"there is no model file {path}") from error

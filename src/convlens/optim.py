@@ -1,9 +1,11 @@
-"""Optimizers, the learning-rate schedule as a function of the share of the run, and the objective."""
+"""Optimizers, the learning-rate schedule as a function of the share of the run, clipping, the average of the weights,
+and the objective."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from .errors import UserError
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
+
+RATES = ("lr", "linear_lr", "bias_lr")  # the fields of OptimConfig that are learning rates
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -101,16 +105,81 @@ def schedule(config: OptimConfig, t: float) -> float:
     return 1.0
 
 
-def objective(model: nn.Module, loss: LossConfig, l1: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (logits (N, K), labels (N,)) -> scalar that is minimised; `l1` adds l1 * sum |parameter|."""
+def clipping(optimizer: torch.optim.Optimizer, limit: float) -> Callable[[], object]:
+    """The function that scales the gradients of all parameters such that their common L2 norm is at most `limit`
+    (Pascanu et al., arXiv:1211.5063), where it is not 0. A GPU need not wait for it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return (lambda: nn.utils.clip_grad_norm_(parameters, limit)) if limit else lambda: None
+
+
+def averaging(model: nn.Module, decay: float) -> tuple[list[Tensor], list[Tensor], Callable[[int], None]]:
+    """The tensors of `model` that are averaged, as many for their averages, and the function that takes the tensors of
+    step `t` (from 0) into the averages: no tensors, and a function that does nothing, where `decay` is 0.
+
+    The average is exponential (Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv:1703.01780). At first its decay
+    is (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage, such that the weights that a run began with are
+    soon forgotten. The statistics of batch norm are averaged with the weights: those that the last steps left fit the
+    last weights; averaged over the same steps they come near those of the average, without another pass over the images
+    (torchvision's and timm's averages do so too). Counts of batches are left alone.
+    """
+    if decay == 0:
+        return [], [], lambda _: None
+    weights = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    averages = [tensor.detach().clone() for tensor in weights]
+
+    @torch.no_grad()
+    def take_in(t: int) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + t) / (10 + t)))
+
+    return weights, averages, take_in
+
+
+@contextmanager
+def exchanged(weights: list[Tensor], others: list[Tensor]) -> Iterator[None]:
+    """Inside the `with` each has the other's values."""
+    _exchange(weights, others)
+    try:
+        yield
+    finally:
+        _exchange(weights, others)
+
+
+@torch.no_grad()
+def _exchange(weights: list[Tensor], others: list[Tensor]) -> None:
+    for one, other in zip(weights, others, strict=True):
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """A weight (classes,) for each class, inverse to its number of `labels` (N,), and over all labels 1 on average. It
+    is scikit-learn's `balanced` where every class has an image; one that has none weighs 0."""
+    counts = labels.bincount(minlength=classes)
+    return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0).float()
+
+
+def objective(
+    model: nn.Module, loss: LossConfig, l1: float = 0.0, weights: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function (logits (N, K), labels) -> scalar that is minimised; `l1` adds l1 * sum |parameter|. The labels are
+    int64 (N,), or the classes' shares (N, K) in the type of the logits. `weights` (K,) multiply what each class adds to
+    the cross-entropy."""
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
 
     def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.mse_loss(logits.softmax(1), F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+        shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        return F.mse_loss(logits.softmax(1), shares)
+
+    def weighted(logits: Tensor, labels: Tensor) -> Tensor:  # over the images, not over the sum of their weights
+        smoothing = loss.label_smoothing
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing) / len(labels)
 
     plain = cross_entropy if loss.name == "cross-entropy" else squared_error
+    if weights is not None:
+        plain = weighted
     if l1 == 0:
         return plain
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -24,6 +24,7 @@ from torch import Tensor
 from .evaluation import Metrics
 from .explain import FeatureMap
 from .files import write_whole
+from .lr_find import RangeTest
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PAGE = (10.0, 10.5)  # inches: no figure is larger
@@ -86,6 +87,22 @@ def accuracy_against_seconds(reports: Sequence[dict[str, Any]], title: str = "",
         label = report["peer"] if report is next(r for r in reports if r["peer"] == report["peer"]) else None
         axes.plot(report["seconds"]["train"], 100 * report["accuracy"], marker, color=color, label=label)
     axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return axes
+
+
+def range_test(test: RangeTest, title: str = "Learning-rate range test", axes: Axes | None = None) -> Axes:
+    """The loss of each step (thin) and its running average (thick) over the rate, logarithmic; a solid line stands at
+    the suggestion, a dotted one at the lowest average."""
+    axes = axes or new_axes()
+    axes.plot(test.rates, test.losses, "-", color=BLUE, alpha=0.35, linewidth=1, label="loss of a step")
+    axes.plot(test.rates, test.smoothed, "-", color=BLUE, linewidth=2, label="running average")
+    axes.axvline(test.lowest, color=ORANGE, linestyle=":", label=f"lowest at {test.lowest:.2g}")
+    axes.axvline(test.suggestion, color=GREEN, label=f"suggestion: {test.suggestion:.2g}")
+    low, high = min(test.smoothed), max(test.smoothed[: test.rates.index(test.lowest) + 1])
+    axes.set_ylim(low - 0.3 * (high - low), high + 0.5 * (high - low))  # a loss that diverged would flatten the rest
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     return axes

@@ -54,6 +54,9 @@ class OptimConfig:
     bias_lr: float = _number(0.0, 0)  # of biases and norms; 0: lr
     # shares of the run at which the first, the second ... convolution learns no more
     freeze: list[float] = field(default_factory=list, metadata={"low": 0, "high": 1})
+    clip: float = _number(0.0, 0)  # the largest L2 norm of the gradient of all weights together; 0: any
+    # Decay of the average of the weights that is evaluated and kept instead of the last weights; 0: no average
+    ema: float = _number(0.0, 0, 0.99999)
 
 
 @dataclass(frozen=True)
@@ -66,22 +69,34 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless."""
+    """Random changes of the training images. `flip` is done only where the data set says that mirroring is harmless.
+
+    `scale`, `warp`, `colour`, `tone`, `mixup` and `cutmix` do not depend on the size of an image. The last two mix an
+    image with another of its batch, and their labels with them; where both are set, half of the images get each.
+    """
 
     flip: bool = False
     shift: int = _number(0, 0, 1024)  # pixels, in both directions
     cutout: int = _number(0, 0, 1024)  # side of the erased square in pixels
     alternate: bool = False  # flip: a coin for each image once, then its other side every second epoch
-    fill: Literal["black", "reflect"] = "black"  # what a shift brings in
+    fill: Literal["black", "reflect"] = "black"  # what a shift or a warp brings in
     # Sides of random squares to train on, spread evenly over the epochs, the last to the end: [24, 28, 32];
     # none: whole images
     crop: list[int] = field(default_factory=list, metadata={"low": 1, "high": 1024})
+    scale: float = _number(1.0, 0.01, 1)  # least share of the area that is cropped and resized to the whole; 1: off
+    warp: float = _number(0.0, 0, 1)  # turns, shears, moves, zooms: up to this times 30 degrees, 0.3, 0.3 sides, 1.41
+    colour: float = _number(0.0, 0, 1)  # brightness, contrast, saturation times 1 - colour to 1 + colour
+    tone: float = _number(0.0, 0, 1)  # share of the images: posterize, solarize, autocontrast or equalize, one of them
+    mixup: float = _number(0.0, 0, 10)  # alpha: the shares of two images are drawn from Beta(alpha, alpha); 0: off
+    cutmix: float = _number(0.0, 0, 10)  # the same for the share of the area that a rectangle of another image takes
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """`val` is the share of the training images that is held out to choose the best epoch; 0 trains on all of them.
-    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it.
+    `test_each_epoch` looks at the test set after every epoch, as tutorials do; nothing is ever chosen by it. `balance`
+    makes classes count alike however many images they have: `weights` in the training loss, `sample` by how often an
+    image is drawn.
 
     The others are for pictures of your own: `test` the share that becomes the test set where they have none, `max_bad`
     the share of files that may be unusable, `size` [height, width] and `channels` what they are brought to ([] and 0:
@@ -90,6 +105,7 @@ class DataConfig:
 
     val: float = _number(0.1, 0, 0.9)
     test_each_epoch: bool = False
+    balance: Literal["none", "weights", "sample"] = "none"
     test: float = _number(0.15, 0, 0.9)
     max_bad: float = _number(0.05, 0, 1)
     size: list[int] = field(default_factory=list, metadata={"low": 1, "high": 4096})
@@ -114,7 +130,8 @@ class Recipe:
     name: str = "custom"
     note: str = ""
     epochs: int = _number(8, 0, 100_000)
-    batch_size: int = _number(128, 1, 1_000_000)
+    batch_size: int = _number(128, 1, 1_000_000)  # images a step
+    accumulate: int = _number(1, 1, 1_000_000)  # parts that a batch is computed in, in turn, for less memory
     seed: int = _number(0, 0, 2**32 - 1)
     patience: int = _number(0, 0)  # epochs without a better validation loss before it stops; 0: never
     device: str = "auto"
@@ -134,6 +151,10 @@ class Recipe:
             raise UserError("optim.nesterov needs optim.momentum above 0")
         if self.patience and self.data.val == 0:
             raise UserError("patience needs a validation split: set data.val, for example to 0.1")
+        if self.accumulate > self.batch_size:
+            raise UserError(f"accumulate splits a batch of {self.batch_size} images: it cannot be {self.accumulate}")
+        if self.data.balance == "weights" and self.loss.name == "mse":
+            raise UserError("data.balance=weights weighs cross-entropy: with loss.name=mse take data.balance=sample")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

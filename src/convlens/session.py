@@ -10,34 +10,61 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from .console import duration, epoch_line, err, table, watcher
-from .data import Data
-from .distributed import most, on_main, rank
+from .console import calibration_line, duration, epoch_line, err, table, trial_line, trials_table, watcher
+from .data import Data, is_path
+from .distributed import most, on_main, rank, world
+from .errors import UserError
+from .files import write_whole
 from .fitting import advance, finish
+from .lr_find import RangeTest
+from .optim import RATES
+from .probe import probe
 from .recipe import Recipe, parse_setting
-from .recipes import get_recipe
+from .recipes import get_augmentation, get_recipe
 from .run import Run
+from .tune import Space, best_first, best_recipe, past, search
 
 # A learning rate belongs to its optimizer: what is usual for SGD makes Adam diverge.
 USUAL_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4, "muon": 0.1}
 
 
+def usual_recipe(data: str | None) -> str:
+    """The recipe of who names none: for a data set with a name, or for pictures of one's own."""
+    return "photos" if data and is_path(data) else "quick"
+
+
 def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Recipe:
-    """The recipe called `name`, with the flags that were given and then the `--set` ones laid over it."""
+    """The recipe called `name`, with the flags that were given and then the `--set` ones laid over it. The flag
+    `augment` is the name of a level."""
     base = get_recipe(name)
     given = {key: value for key, value in flags.items() if value is not None}
+    level = given.pop("augment", None)
     given |= dict(parse_setting(text) for text in settings)
-    if not given:
+    if not given and level is None:
         return base
+    if level is not None:
+        base = replace(base, augment=get_augmentation(level))
     if "model.name" in given:
         base = replace(base, model=replace(base.model, args={}))  # the arguments were those of the recipe's network
     if given.get("optim.name", base.optim.name) != base.optim.name:
         given.setdefault("optim.lr", USUAL_LR.get(str(given["optim.name"]), base.optim.lr))
-    changes = ", ".join(f"{key} = {value}" for key, value in given.items())
+    told = {"augment": level} if level else {}
+    changes = ", ".join(f"{key} = {value}" for key, value in (told | given).items())
     return replace(base.override(given), note=f"{base.name} with {changes}")
+
+
+def measured_batch_size(recipe: Recipe, data: Data) -> int:
+    """What `-b auto` means for this recipe on these images, and here; stderr is told which size, and why."""
+    if world() > 1:
+        raise UserError("-b auto measures a single process: under torchrun give -b a number")
+    err.print("measuring batch sizes ...")
+    found = probe(recipe, data)
+    err.print(f"batch size {found.batch_size}: {found.why}")
+    return found.batch_size
 
 
 def train_to_the_end(
@@ -69,6 +96,7 @@ def train_to_the_end(
     epoch = run.metrics["epoch"]
     kept = f" (the weights of epoch {epoch}, the best on validation)" if data.val and epoch else ""
     err.print(f"test accuracy {metrics.accuracy:.2%} on {metrics.images:,} images{kept}, in {duration(seconds)}")
+    err.print(calibration_line(run.metrics["calibration"]))
     if as_json:
         test = {key: value for key, value in metrics.to_dict().items() if key != "classes"}
         print(json.dumps({"run": str(run.path), "epochs": history, "test": test, "seconds": round(seconds, 3)}))
@@ -77,6 +105,62 @@ def train_to_the_end(
     err.print(f"  convlens explain {path} test:0{own}     what every layer makes of the first test image")
     err.print(f"  convlens evaluate {path}{own}           precision, recall and F1 of every class")
     err.print(f"  convlens predict {path} PICTURE...{own} classify your own pictures")
+
+
+def say_rate(
+    found: RangeTest,
+    recipe: Recipe,
+    picture: Path,
+    command: Sequence[str],
+    said: dict[str, Any],
+    settings: Sequence[str],
+) -> None:
+    """Tell stderr the suggested rate, and the command that trains with it: `command` with the flags and `--set` ones
+    that the test was given. Rates of groups of their own go with it in the same ratio."""
+    optim = recipe.optim
+    own = {f"optim.{key}": value for key in RATES if (value := getattr(optim, key))}
+    words = [*command, *(str(word) for flag, value in said.items() if value is not None for word in (flag, value))]
+    for text in (text for text in settings if parse_setting(text)[0] not in own):
+        words += ["--set", text]
+    words += ["--lr", f"{found.suggestion:.2g}"]
+    for key, value in own.items():
+        if key != "optim.lr":
+            words += ["--set", f"{key}={value * found.suggestion / optim.lr:.2g}"]
+    end = f"it {'diverged' if found.diverged else 'was still finite'} at {found.rates[-1]:.2g}"
+    err.print(f"the loss was lowest at a learning rate of {found.lowest:.2g}; {end} (picture: {picture})")
+    err.print(f"suggestion: a third of that, {found.suggestion:.2g}. To train with it:\n  {shlex.join(words)}")
+
+
+def search_to_the_end(
+    recipe: Recipe,
+    data: Data,
+    space: Space,
+    folder: Path,
+    trials: int | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Search, telling stderr of every trial, and write the best recipe so far after each; exits with 130 or 143 where
+    it was interrupted."""
+    best = folder / "best.toml"
+    with _stopping() as (stop, caught):
+        for trial in search(recipe, data, space, folder, trials, timeout, stop, watcher):
+            err.print(trial_line(trial, trials))
+            if trial.state == "complete":
+                write_whole(best, best_recipe(recipe, data, past(folder)).to_toml())
+    done = past(folder)
+    if caught and not done:
+        sys.exit(128 + caught[0])
+    write_whole(best, best_recipe(recipe, data, done).to_toml())
+    if as_json:
+        rows = [asdict(trial) for trial in done]
+        print(json.dumps({"best": asdict(best_first(done)[0]), "recipe": str(best), "trials": rows}))
+    else:
+        trials_table(best_first(done)[:5], f"The best of {len(done)} trials, by the validation split")
+    if caught:
+        err.print(f"interrupted; the same command goes on where {folder} stands")
+        sys.exit(128 + caught[0])
+    err.print(f"\nTo train with the best: convlens train {shlex.quote(data.name)} --recipe {shlex.quote(str(best))}")
 
 
 def _history_table(history: Sequence[dict[str, Any]]) -> Any:

@@ -101,8 +101,8 @@ def _hold_groups_out(
     groups: Sequence[object],
     classes: Sequence[str] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Whole groups, the largest first and else at random, each held out where that brings the classes' counts nearer to
-    what is asked (in least squares)."""
+    """Whole groups in random order, each held out where that brings the classes' counts nearer to what is asked (in
+    least squares). Not the largest first: then they would all be on one side."""
     of_group: dict[object, list[int]] = defaultdict(list)
     for place, group in enumerate(groups):
         of_group[group].append(place)
@@ -110,8 +110,7 @@ def _hold_groups_out(
     asked = np.maximum(np.round(share * everything), 1)
     held, counts = np.zeros(len(labels), dtype=bool), np.zeros(len(everything))
     members = list(of_group.values())
-    order = generator.permutation(len(members))
-    for places in sorted((members[i] for i in order), key=len, reverse=True):
+    for places in (members[i] for i in generator.permutation(len(members))):
         present, more = np.unique(labels[places], return_counts=True)
         lacking = asked[present] - counts[present]
         if (more * (more - 2 * lacking)).sum() < 0:
@@ -121,7 +120,7 @@ def _hold_groups_out(
         if not 0 < counts[label] < everything[label]:
             side = "all" if counts[label] else "none"
             raise UserError(
-                f"{_named(label, classes)} cannot be split: it has {everything[label]} images, in groups of which "
+                f"{_named(int(label), classes)} cannot be split: it has {everything[label]} images, in groups of which "
                 f"{side} would be held out; add images or groups, or name the splits yourself"
             )
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))

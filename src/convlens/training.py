@@ -5,17 +5,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from .data import Data, batches, steps_per_epoch
 from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
-from .distributed import mine, most, of_batch, on_main, parallel, rank
+from .distributed import by_itself, mine, most, of_batch, on_main, parallel, rank
 from .errors import FAILED, UserError
 from .flops import forward_flops
-from .optim import freezable, freeze, make_optimizer, objective, schedule
+from .optim import (
+    averaging,
+    class_weights,
+    clipping,
+    exchanged,
+    freezable,
+    freeze,
+    make_optimizer,
+    objective,
+    schedule,
+)
 from .recipe import AugmentConfig, Recipe
 from .shortcuts import shortcut, wide_convolutions
 
@@ -35,16 +45,25 @@ class Position:
     optimizer: torch.optim.Optimizer
     random: Tensor  # the state of torch's generator on the device, which dropout draws from
     seconds: float = 0.0  # already spent on the current epoch, before an interruption
+    # With `optim.ema` the weights that the model does not hold: in the caller's hands it holds their average, and these
+    # are the ones that the last step left; while steps are made it is the other way round
+    twin: list[Tensor] = field(default_factory=list)
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Watch = Callable[[Batches, Position], Batches]  # what wraps the batches of an epoch, as a progress bar does
+Forward = Callable[[Tensor], Tensor]
+Gradients = Callable[[Forward, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One pass over the training images. `loss` is the mean over its images and `accuracy` the share that was right,
-    both as they were met (augmented, in training mode). `complete` is False where `stop` cut it short."""
+    both as they were met (augmented, in training mode). `complete` is False where `stop` cut it short.
+
+    Of an image that mixup or cutmix made of two, the right answer is the class with the greater share in it. Where the
+    shares are near each other even a good network is often wrong: this accuracy is no measure of that on whole images.
+    """
 
     index: int
     complete: bool
@@ -72,6 +91,9 @@ def train(
     What is computed is a view of the model with the same numbers (`shortcuts`). Convolutions that `optim.freeze` has
     stopped require no gradients until the training ends, which gives them back.
 
+    With `optim.ema` the model holds the average of its weights whenever the caller has it, also after a `break` or an
+    error: it is what the caller evaluates and keeps.
+
     Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
 
     Args:
@@ -84,20 +106,21 @@ def train(
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, recipe.optim)
-    loss_of = objective(model, recipe.loss, recipe.optim.l1)
-    split = data.train.to(device)
+    split, sampled = data.train.to(device), recipe.data.balance == "sample"
+    weights = class_weights(split.labels, len(data.classes)) if recipe.data.balance == "weights" else None
+    loss_of = objective(model, recipe.loss, recipe.optim.l1, weights)
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
     flops = forward_flops(model, split.at(slice(1)))
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
     layers, frozen = freezable(model, recipe.optim), -1
-    forward: Callable[[Tensor], Tensor] = model
-    wide = wide_convolutions(device, precision)
+    forward: Forward = model
+    gradients = in_parts(gradients_of(loss_of, device, precision), recipe.accumulate)
     keep_memory()
-    at = Position(
-        1, 0, torch.zeros(steps, device=device), torch.zeros((), device=device), optimizer, random_state(device)
-    )
+    clip, (averaged, twin, average) = clipping(optimizer, recipe.optim.clip), averaging(model, recipe.optim.ema)
+    losses, correct = torch.zeros(steps, device=device), torch.zeros((), device=device)
+    at = Position(1, 0, losses, correct, optimizer, random_state(device), twin=twin)
     if resume:
         resume(at)
 
@@ -110,30 +133,28 @@ def train(
                 set_random_state(device, at.random)
             model.train()
             changes = augmentation(recipe, at.epoch, data.flip_ok)
-            todo: Batches = batches(split, recipe.batch_size, changes, recipe.seed, at.epoch, first)
-            for batch in watch(todo, at) if watch else todo:
-                images, labels, weight = mine(*batch)
-                share = lr_share(recipe, at.epoch, at.step, steps)
-                if frozen != (frozen := frozen_layers(recipe, at.epoch, at.step, steps)):
-                    freeze(layers, frozen)
-                    whole = parallel(shortcut(model))
-                    forward = torch.compile(whole) if compiled else whole
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * share
-                with autocast(device, precision), wide:
-                    logits = forward(images)
-                loss = loss_of(logits.float(), labels)
-                optimizer.zero_grad()
-                (loss if weight == 1 else loss * weight).backward()
-                optimizer.step()
-                right = (logits.detach().argmax(1) == labels).sum()
-                at.losses[at.step], right = of_batch(loss.detach(), right, weight)
-                at.correct += right
-                at.step += 1
-                if at.step % CHECK_EVERY == 0:
-                    _require_finite(at, recipe, steps)
-                if _stopped(stop):
-                    break
+            size, seed, classes = recipe.batch_size, recipe.seed, len(data.classes)
+            todo: Batches = batches(split, size, changes, seed, at.epoch, first, classes, sampled)
+            with exchanged(averaged, twin):
+                for images, labels in watch(todo, at) if watch else todo:
+                    share = lr_share(recipe, at.epoch, at.step, steps)
+                    if frozen != (frozen := frozen_layers(recipe, at.epoch, at.step, steps)):
+                        freeze(layers, frozen)
+                        whole = parallel(shortcut(model))
+                        forward = torch.compile(whole) if compiled else whole
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * share
+                    optimizer.zero_grad()
+                    at.losses[at.step], right = gradients(forward, images, labels, 1.0)
+                    clip()
+                    optimizer.step()
+                    average((at.epoch - 1) * steps + at.step)
+                    at.correct += right
+                    at.step += 1
+                    if at.step % CHECK_EVERY == 0:
+                        _require_finite(at, recipe, steps)
+                    if _stopped(stop):
+                        break
             _require_finite(at, recipe, steps)
             at.seconds += timer.seconds()
             at.random = random_state(device)
@@ -142,6 +163,43 @@ def train(
                 return
     finally:
         freeze(layers, 0)  # what comes after this training may train on
+
+
+def gradients_of(loss_of: Callable[[Tensor, Tensor], Tensor], device: torch.device, precision: str) -> Gradients:
+    """The function (forward, images, labels, share) -> mean loss and right answers, which adds `share` times the
+    gradient of that loss to the parameters' gradients. Each process takes its part of the images; the numbers are those
+    of all."""
+    wide = wide_convolutions(device, precision)
+
+    def gradients(forward: Forward, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        images, labels, weight = mine(images, labels)
+        with autocast(device, precision), wide:
+            logits = forward(images)
+        loss, scale = loss_of(logits.float(), labels), weight * share
+        (loss if scale == 1 else loss * scale).backward()
+        right = (logits.detach().argmax(1) == answers(labels)).sum()
+        return of_batch(loss.detach(), right, weight)
+
+    return gradients
+
+
+def in_parts(gradients: Gradients, count: int) -> Gradients:
+    """The same function, computed on `count` parts of the batch in turn, as even as can be, in the memory of one part.
+
+    What they add up to is the gradient of the whole batch, to rounding; batch norm takes the statistics of each part.
+    """
+
+    def added_up(forward: Forward, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        parts = min(count, len(labels))
+        total, right = torch.zeros((2,), device=labels.device)
+        for i, (some, theirs) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)):
+            of_all = len(theirs) / len(labels)
+            with by_itself(forward, i < parts - 1):  # the last part's exchange is the one of the sum
+                loss, hits = gradients(forward, some, theirs, share * of_all)
+            total, right = total + loss * of_all, right + hits
+        return total, right
+
+    return gradients if count == 1 else added_up
 
 
 def _end_of_epoch(at: Position, recipe: Recipe, images: int, share: float) -> Epoch:
@@ -165,6 +223,11 @@ def _stopped(stop: threading.Event) -> bool:
     if stopped:
         stop.set()
     return stopped
+
+
+def answers(labels: Tensor) -> Tensor:
+    """The right answer to each image (N,): its label, or of its classes' shares (N, K) the greatest one's class."""
+    return labels if labels.ndim == 1 else labels.argmax(1)
 
 
 def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
