@@ -16,7 +16,7 @@ from .album import Album, open_album
 from .device import keep_memory
 from .duplicates import Copies, find_copies, of_copies
 from .findings import Finding, counts, of_classes, of_files
-from .mislabels import SMALLEST, Doubt, doubtful, of_labels, out_of_fold
+from .mislabels import Doubt, doubtful, of_labels, out_of_fold
 from .quality import blank, measure, of_looks
 from .recipe import DataConfig
 
@@ -106,8 +106,7 @@ def _copies(album: Album, seen: np.ndarray, mirrored: bool) -> list[Copies]:
 
 
 def _can_learn(album: Album, seen: np.ndarray) -> bool:
-    classes = album.pictures.labels[torch.from_numpy(seen)].unique()
-    return len(seen) >= FEWEST and len(classes) > 1 and min(album.input.size) >= SMALLEST
+    return len(seen) >= FEWEST and len(album.pictures.labels[torch.from_numpy(seen)].unique()) > 1
 
 
 def _doubts(album: Album, seen: np.ndarray, copies: list[Copies], tell: Callable[[str], None] | None) -> list[Doubt]:

@@ -20,18 +20,37 @@ from .evaluation import logits_of
 from .findings import Finding, number, single
 from .images import InputSpec
 from .pictures import mean_and_std
-from .recipe import Recipe
-from .recipes import SPEED_CIFAR10_70
+from .recipe import AugmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from .run import make_model
 from .splits import Split
 from .training import train
 
 FOLDS = 4
 SIDE = 32  # pixels
-PASSES = 60_000  # images that a fold's network sees in training: a few seconds on two cores that do nothing else
-EPOCHS = (2, 20)  # at least and at most
-SMALLEST = 4  # pixels a side that the network takes
-RECIPE = replace(SPEED_CIFAR10_70, name="check-labels", tta="none")  # small and fast
+PASSES = 120_000  # images that a fold's network sees in training: some seconds on two cores
+EPOCHS = (3, 30)  # at least and at most
+WIDTHS = [32, 64, 128, 256]  # of the network, as many as halve the pictures' shorter side
+MARGIN = (
+    0.8  # by how much the probability of another class is above that of the label, on planted faults (docs/check.md)
+)
+RECIPE = Recipe(
+    name="check-labels",
+    note="A small network for out-of-fold predictions, nothing more.",
+    batch_size=64,
+    model=ModelConfig("vgg", args={"convs": 1}),
+    optim=OptimConfig(
+        "sgd",
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=False,
+        schedule="one-cycle",
+        warmup=0.25,
+    ),
+    augment=AugmentConfig(flip=True, shift=4),
+    data=DataConfig(val=0.0),
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +78,11 @@ def out_of_fold(
     gets a sentence a fold.
     """
     fold = folds(pictures.labels, together, recipe.seed)
+    passes = len(pictures) * (FOLDS - 1) / FOLDS
     pictures = shrunk(pictures)
-    config = recipe.model
-    halvings = (min(pictures.store.shape[2:]) - 2).bit_length() - 1  # that whitening's 3 x 3 filters leave room for
-    model_config = replace(config, args={**config.args, "widths": config.args["widths"][:halvings]})
-    epochs = round(PASSES * FOLDS / (FOLDS - 1) / len(pictures))
-    recipe = replace(recipe, model=model_config, epochs=min(max(epochs, EPOCHS[0]), EPOCHS[1]))
+    widths = WIDTHS[: min(pictures.store.shape[2:]).bit_length() - 1]
+    recipe = recipe.override({"model.args.widths": widths})
+    recipe = replace(recipe, epochs=min(max(round(PASSES / passes), EPOCHS[0]), EPOCHS[1]))
     found = torch.zeros(len(pictures), len(classes))
     for k in range(FOLDS):
         held = (fold == k).nonzero().flatten()
@@ -87,7 +105,7 @@ def shrunk(pictures: Split) -> Split:
         return pictures
     small = torch.cat(
         [
-            F.interpolate(pictures.at(places).float(), (height, width), mode="bilinear", antialias=True).round().byte()
+            F.interpolate(pictures.at(places).float(), (height, width), mode="bilinear", antialias=True).byte()
             for places in pictures.blocks()
         ]
     )
@@ -106,29 +124,22 @@ def folds(labels: Tensor, together: Sequence[Sequence[int]], seed: int) -> Tenso
     return torch.from_numpy(fold)
 
 
-def doubtful(probabilities: Tensor, labels: Tensor) -> list[Doubt]:
+def doubtful(probabilities: Tensor, labels: Tensor, margin: float = MARGIN) -> list[Doubt]:
     """The labels that probabilities (N, K) contradict, the surest first.
 
     Confident learning counts a picture as of class j where its probability reaches the class's threshold, the mean
-    probability of j over the pictures that are labelled j; of several such classes the most probable. So many as are
-    labelled i and counted as others are taken of class i: those whose label has the lowest probability ("prune by
-    class"). The counts are not scaled up to all pictures, as the paper does: a person has to look at each.
+    probability of j over the pictures that are labelled j; of several such classes the most probable. Those that are
+    labelled otherwise are the off-diagonal of the confident joint. We take those of a `margin` at least: a small
+    network is unsure of many, and a person has to look at each.
     """
-    classes = probabilities.shape[1]
     own = probabilities[torch.arange(len(labels)), labels]
-    sizes = labels.bincount(minlength=classes)
-    thresholds = torch.zeros(classes).index_add_(0, labels, own) / sizes.clamp(min=1)
-    reached = (probabilities >= thresholds) & (sizes > 0)
-    counted = probabilities.where(reached, torch.tensor(-1.0)).argmax(1)
-    errors = labels[reached.any(1) & (counted != labels)].bincount(minlength=classes)
-    seems = probabilities.argmax(1)
-    wrong = []
-    for label, count in enumerate(errors.tolist()):
-        members = (labels == label).nonzero().flatten()
-        least = members[own[members].argsort(stable=True)[:count]]
-        wrong += least[seems[least] != label].tolist()
-    doubts = [Doubt(i, int(seems[i]), probabilities[i, seems[i]].item(), own[i].item()) for i in wrong]
-    return sorted(doubts, key=lambda doubt: doubt.own)
+    counts = labels.bincount(minlength=probabilities.shape[1])
+    thresholds = torch.zeros(probabilities.shape[1]).index_add_(0, labels, own) / counts.clamp(min=1)
+    reached = (probabilities >= thresholds) & (counts > 0)
+    best, seems = probabilities.where(reached, torch.tensor(-1.0)).max(1)
+    wrong = ((seems != labels) & reached.any(1) & (best - own >= margin)).nonzero().flatten()
+    wrong = wrong[(best - own)[wrong].argsort(descending=True, stable=True)]
+    return [Doubt(i, int(seems[i]), best[i].item(), own[i].item()) for i in wrong.tolist()]
 
 
 def of_labels(album: Album, doubts: Sequence[Doubt]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from .findings import Finding, number, single
 from .splits import Split
 
 # The first three were set on planted faults in flowers and CIFAR-10 (docs/check.md)
-BLANK = 3.0  # of 255: the standard deviation that a blank picture has at most, with a sensor's or a JPEG's noise
+BLANK = 4.0  # of 255: the standard deviation that a blank picture has at most, with a sensor's or a JPEG's noise
 DARK = 50.0  # of 255: 99 % of a very dark picture's pixels are below
 BLUR_FACTOR = 8.0  # a blurred picture has at most an eighth of the usual sharpness, however alike the others are
 OUTLIER = 3.5  # robust z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
