@@ -41,7 +41,7 @@ def test_rows_are_what_preprocess_makes(tmp_path) -> None:
     (tmp_path / "p" / "0007.jpg").write_bytes(b"no picture")
     (tmp_path / "p" / "0150.jpg").unlink()
     told: list[int] = []
-    found = cache.decode(tmp_path / "p", names, SPEC, told.append)
+    found = cache.decode(tmp_path / "p", names, SPEC, lambda done, _: told.append(done))
     assert told == sorted(told)
     assert told[-1] == 200
     assert found.problems == {
@@ -61,7 +61,7 @@ def test_a_second_call_decodes_nothing(tmp_path) -> None:
     names = photos(tmp_path / "p", 30)
     first = cache.decode(tmp_path / "p", names, SPEC)
     told: list[int] = []
-    again = cache.decode(tmp_path / "p", names, SPEC, told.append)
+    again = cache.decode(tmp_path / "p", names, SPEC, lambda done, _: told.append(done))
     assert not told
     np.testing.assert_array_equal(first.pixels, again.pixels)
     assert again.facts == first.facts
@@ -125,7 +125,7 @@ from pathlib import Path
 from convlens import InputSpec, cache, images
 root = Path(sys.argv[1])
 names = sorted(path.name for path in root.glob("*.jpg"))
-def told(done):
+def told(done, _):
     print(done, flush=True)
 found = cache.decode(root, names, InputSpec((20, 24), 3), told)
 print("digest", found.digests.tobytes().hex()[:64])

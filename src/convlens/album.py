@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .cache import decode
+from .cache import digest
 from .data import is_path, load
 from .images import Facts, InputSpec
 from .listing import list_pictures
-from .pictures import choose_input
+from .pictures import decode_entries, name_of
 from .recipe import DataConfig, Recipe
 from .splits import Split
 
@@ -71,31 +70,21 @@ def open_album(
 
 def _own(path: Path, config: DataConfig, progress: Callable[[int, int], None] | None) -> Album:
     listing = list_pictures(path, config)
-    spec = choose_input(listing.root, listing.entries, config)
-    names = [entry.path for entry in listing.entries]
-    decoded = decode(listing.root, names, spec, progress and (lambda done: progress(done, len(names))))
-    rows = [place for place in range(len(names)) if place not in decoded.problems]
-    entries = [listing.entries[place] for place in rows]
+    read = decode_entries(listing, listing.entries, config, progress)
     classes = tuple(sorted({entry.label for entry in listing.entries}))
-    number = {label: i for i, label in enumerate(classes)}
     return Album(
-        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        name=name_of(path),
         root=listing.root,
         classes=classes,
-        input=spec,
-        flip_ok=spec.channels == 3,  # as in load()
-        pictures=Split(
-            torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2),
-            torch.tensor([number[entry.label] for entry in entries], dtype=torch.int64),
-            torch.arange(len(entries)),
-            torch.tensor(rows, dtype=torch.int64),
-        ),
-        names=[entry.path for entry in entries],
-        splits=[entry.split for entry in entries],
-        groups=[entry.group for entry in entries],
-        facts=[decoded.facts[place] for place in rows],
-        digests=decoded.digests[rows],
-        bad=listing.bad | {names[place]: problem for place, problem in decoded.problems.items()},
+        input=read.input,
+        flip_ok=read.flip_ok,
+        pictures=read.labelled(classes),
+        names=[entry.path for entry in read.entries],
+        splits=[entry.split for entry in read.entries],
+        groups=[entry.group for entry in read.entries],
+        facts=[*read.facts],
+        digests=read.digests,
+        bad=read.bad,
         empty=listing.empty,
         passed_over=listing.passed_over,
     )
@@ -106,7 +95,7 @@ def _named(name: str, data_dir: str | Path | None) -> Album:
     parts = {"train": loaded.train, "test": loaded.test}
     store = torch.cat([part.images for part in parts.values()])
     rows = store.permute(0, 2, 3, 1).contiguous().numpy()
-    digests = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
+    digests = b"".join(map(digest, rows))
     splits = [split for split, part in parts.items() for _ in range(len(part))]
     return Album(
         name=loaded.name,

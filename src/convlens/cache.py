@@ -31,7 +31,7 @@ FORMAT = 1  # of an entry; also to be raised when `images` makes other pixels of
 BOUND = 20.0  # GB of all entries together, unless CONVLENS_CACHE_GB says otherwise
 CHUNK = 64  # pictures that a thread decodes at a time
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 Row = tuple[np.ndarray, Facts | None, str]  # of one picture: its pixels, what it says of itself, what is wrong with it
 
 
@@ -61,7 +61,7 @@ class CacheEntry:
 def decode(root: Path, paths: Sequence[str], spec: InputSpec, progress: Progress | None = None) -> Decoded:
     """The pixels of the files `paths` below `root`, from the cache or decoded now, by a thread a processor.
 
-    `progress` is called with the number of pictures done, now and then. Nothing but the cache folder is written to.
+    `progress` is called with the number of pictures done and of all, now and then. Only the cache folder is written to.
 
     Raises:
         UserError: the cache folder cannot be written to, is full, or its bound is smaller than these pictures.
@@ -118,16 +118,21 @@ def bound() -> float:
     return number * 1e9
 
 
+def digest(image: np.ndarray) -> bytes:
+    """16 bytes of an image, uint8 (H, W, C) in that order in memory: equal where the pixels are."""
+    return hashlib.blake2b(image.data, digest_size=16).digest()
+
+
 def _key(root: Path, paths: Sequence[str], spec: InputSpec) -> str:
     """What the pixels depend on: the files' names, sizes and times, the InputSpec, and what decodes them."""
-    digest = hashlib.sha256(json.dumps([FORMAT, PIL.__version__, asdict(spec), os.fsdecode(root.resolve())]).encode())
+    key = hashlib.sha256(json.dumps([FORMAT, PIL.__version__, asdict(spec), os.fsdecode(root.resolve())]).encode())
     for path in paths:
         try:
             seen = (root / path).stat()
-            digest.update(os.fsencode(f"{path}\0{seen.st_size}\0{seen.st_mtime_ns}\0"))
+            key.update(os.fsencode(f"{path}\0{seen.st_size}\0{seen.st_mtime_ns}\0"))
         except OSError as error:  # it went away since it was listed, which decoding will tell
-            digest.update(os.fsencode(f"{path}\0{error.errno}\0"))
-    return digest.hexdigest()[:32]
+            key.update(os.fsencode(f"{path}\0{error.errno}\0"))
+    return key.hexdigest()[:32]
 
 
 def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progress: Progress | None) -> None:
@@ -144,10 +149,10 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
                     if problem:
                         problems[len(facts)] = problem
                     facts.append(found)
-                    digests.write(hashlib.blake2b(image.data, digest_size=16).digest())
+                    digests.write(digest(image))
                 pixels.write(block.data)
                 if progress:
-                    progress(len(facts))
+                    progress(len(facts), len(paths))
             pixels.flush()
             os.fsync(pixels.fileno())
         about = {

@@ -120,12 +120,12 @@ def _load_own(
 ) -> Data:
     found = read_pictures(path, recipe, pinned, limit, progress)
     return Data(
-        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        name=found.name,
         classes=found.classes,
         input=found.input,
         mean=found.mean,
         std=found.std,
-        flip_ok=found.input.channels == 3,  # gray pictures are often writing or scans, which mirroring makes wrong
+        flip_ok=found.flip_ok,
         sha256=found.sha256,
         train=found.train,
         val=found.val,

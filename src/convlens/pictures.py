@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import Decoded, decode
+from .cache import decode
 from .errors import UserError
-from .images import InputSpec, facts
+from .images import Facts, InputSpec, facts
 from .listing import Entry, Listing, classes_of, list_pictures
 from .recipe import DataConfig, Recipe
 from .splits import Split, hold_out
@@ -28,12 +27,13 @@ _GRAY = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 @dataclass(frozen=True)
 class Pictures:
-    """`files` are the paths below `root` that `Split.index` counts, `bad` those that cannot be used with the reason,
+    """`files` are the paths in the folder that `Split.index` counts, `bad` those that cannot be used with the reason,
     `said` the sentences that a person should read before training."""
 
-    root: Path
+    name: str
     classes: tuple[str, ...]
     input: InputSpec
+    flip_ok: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
@@ -66,38 +66,84 @@ def read_pictures(
     config, listing = recipe.data, list_pictures(path, recipe.data)
     entries = listing.entries if pinned is None else _pinned(listing, pinned, path)
     classes_of(entries, path)  # before anything is decoded
-    spec = choose_input(listing.root, entries, config)
-    names = [entry.path for entry in entries]
-    decoded = decode(listing.root, names, spec, progress and (lambda done: progress(done, len(names))))
-    bad = listing.bad | {names[place]: problem for place, problem in decoded.problems.items()}
+    read = decode_entries(listing, entries, config, progress)
     if pinned is None:
-        _require_few(bad, len(names) + len(listing.bad), config.max_bad, path)
-    rows = [place for place in range(len(entries)) if place not in decoded.problems]
-    for label, count in Counter(entry.label for entry in entries).items():
-        if not any(entries[place].label == label for place in rows):
-            reason = next(problem for place, problem in decoded.problems.items() if entries[place].label == label)
-            raise UserError(
-                f"none of the {count} pictures of the class {label} can be used (the first: {reason}): mend them, or "
-                "take the class away"
-            )
-    entries = [entries[place] for place in rows]
-    classes = classes_of(entries, path)
-    train, val, test, made = _split(entries, classes, decoded, rows, recipe, pinned is not None, limit)
+        _require_few(read.bad, len(entries) + len(listing.bad), config.max_bad, path)
+    _require_all_classes(entries, read)
+    classes = classes_of(read.entries, path)
+    train, val, test, made = _split(read, classes, recipe, pinned is not None, limit)
     mean, std = mean_and_std(train)
     return Pictures(
-        root=listing.root,
+        name=name_of(path),
         classes=classes,
-        input=spec,
+        input=read.input,
+        flip_ok=read.flip_ok,
         mean=mean,
         std=std,
-        sha256=_content_hash(entries, decoded.digests[rows], torch.cat([s.index for s in (train, val, test) if s])),
+        sha256=_content_hash(read.entries, read.digests, torch.cat([s.index for s in (train, val, test) if s])),
         train=train,
         val=val,
         test=test,
-        files=tuple(entry.path for entry in entries),
-        bad=bad,
-        said=(_sizes(spec, decoded, config), *made, *_left_out(listing, bad, decoded)),
+        files=tuple(entry.path for entry in read.entries),
+        bad=read.bad,
+        said=(_sizes(read, config), *made, *_left_out(listing, read)),
     )
+
+
+@dataclass(frozen=True)
+class Read:
+    """Listed files decoded: the `entries` that can be used, their `digests` (see `Decoded`), `facts` and `rows` in
+    `pixels`; `bad` are the others, listed or decoded, with the reason."""
+
+    input: InputSpec
+    entries: list[Entry]
+    rows: list[int]
+    pixels: np.ndarray
+    digests: np.ndarray
+    facts: list[Facts]
+    bad: dict[str, str]
+
+    @property
+    def flip_ok(self) -> bool:
+        """Gray pictures are often writing or scans, which mirroring makes wrong."""
+        return self.input.channels == 3
+
+    def labelled(self, classes: Sequence[str]) -> Split:
+        """All that can be used, with labels that count `classes`."""
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[entry.label] for entry in self.entries], dtype=torch.int64)
+        store = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
+        return Split(store, labels, torch.arange(len(labels)), torch.tensor(self.rows, dtype=torch.int64))
+
+
+def decode_entries(
+    listing: Listing,
+    entries: Sequence[Entry],
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Read:
+    """The pixels of some entries of a listing, from the cache or decoded now, at the size that `choose_input` says."""
+    spec = choose_input(listing.root, entries, config)
+    names = [entry.path for entry in entries]
+    decoded = decode(listing.root, names, spec, progress)
+    seen = [(place, fact) for place, fact in enumerate(decoded.facts) if fact]
+    rows = [place for place, _ in seen]
+    return Read(
+        input=spec,
+        entries=[entries[place] for place in rows],
+        rows=rows,
+        pixels=decoded.pixels,
+        digests=decoded.digests[rows],
+        facts=[fact for _, fact in seen],
+        bad=listing.bad | {names[place]: problem for place, problem in decoded.problems.items()},
+    )
+
+
+def name_of(path: str | Path) -> str:
+    """What a folder or a CSV is called where a data set has a name. Runs are named by it, and safetensors opens no path
+    that is not UTF-8, so what is none becomes `_`."""
+    path = Path(path).expanduser().resolve()
+    return (path.stem if path.is_file() else path.name).encode(errors="replace").decode().replace("?", "_")
 
 
 def choose_input(root: Path, entries: Sequence[Entry], config: DataConfig) -> InputSpec:
@@ -138,23 +184,25 @@ def _require_few(bad: Mapping[str, str], count: int, allowed: float, path: str |
         )
 
 
+def _require_all_classes(entries: Sequence[Entry], read: Read) -> None:
+    left = {entry.label for entry in read.entries}
+    for entry in entries:
+        if entry.label not in left:
+            count = sum(other.label == entry.label for other in entries)
+            raise UserError(
+                f"none of the {count} pictures of the class {entry.label} can be used (the first: "
+                f"{read.bad[entry.path]}): mend them, or take the class away"
+            )
+
+
 def _split(
-    entries: Sequence[Entry],
-    classes: tuple[str, ...],
-    decoded: Decoded,
-    rows: Sequence[int],
-    recipe: Recipe,
-    complete: bool,
-    limit: int | None,
+    read: Read, classes: tuple[str, ...], recipe: Recipe, complete: bool, limit: int | None
 ) -> tuple[Split, Split | None, Split, list[str]]:
     """Training, validation and test split, and a sentence on each that had to be made."""
-    number = {name: i for i, name in enumerate(classes)}
-    labels = torch.tensor([number[entry.label] for entry in entries])
-    store = torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2)
-    everything = Split(store, labels, torch.arange(len(entries)), torch.tensor(rows))
-    own = np.array([entry.split or "train" for entry in entries])
+    everything = read.labelled(classes)
+    own = np.array([entry.split or "train" for entry in read.entries])
     # Identical pictures on both sides of a split would be learnt by heart and then counted as known
-    groups = [entry.group or decoded.digests[row].tobytes() for entry, row in zip(entries, rows, strict=True)]
+    groups = [entry.group or seen.tobytes() for entry, seen in zip(read.entries, read.digests, strict=True)]
     train, val, test = (everything.take(torch.from_numpy(np.flatnonzero(own == s))) for s in ("train", "val", "test"))
     made = []
 
@@ -190,8 +238,8 @@ def _content_hash(entries: Sequence[Entry], digests: np.ndarray, used: Tensor) -
     return digest.hexdigest()
 
 
-def _sizes(spec: InputSpec, decoded: Decoded, config: DataConfig) -> str:
-    sizes = [fact.size for fact in decoded.facts if fact]
+def _sizes(read: Read, config: DataConfig) -> str:
+    spec, sizes = read.input, [fact.size for fact in read.facts]
     low, high = min(sizes, key=min), max(sizes, key=max)
     theirs = f"{low[0]} x {low[1]}" + (f" to {high[0]} x {high[1]}" if low != high else "")
     if {spec.size} == set(sizes):
@@ -203,14 +251,14 @@ def _sizes(spec: InputSpec, decoded: Decoded, config: DataConfig) -> str:
     return f"pictures of {theirs} pixels (height x width) are {how}, {('gray', 'in colour')[spec.channels > 1]}{chosen}"
 
 
-def _left_out(listing: Listing, bad: Mapping[str, str], decoded: Decoded) -> list[str]:
+def _left_out(listing: Listing, read: Read) -> list[str]:
     said = []
     if listing.passed_over:
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in listing.passed_over.most_common(6))
         said.append(f"passed over: {kinds}")
-    frames = sum(fact is not None and fact.frames for fact in decoded.facts)
+    frames = sum(fact.frames for fact in read.facts)
     if frames:
         said.append(f"{frames:,} files have several frames: the first is used")
-    if bad:
-        said.append(f"{len(bad):,} files cannot be used and are left out; bad_files.csv in the run says why")
+    if read.bad:
+        said.append(f"{len(read.bad):,} files cannot be used and are left out; bad_files.csv in the run says why")
     return said
