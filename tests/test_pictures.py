@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -217,6 +218,14 @@ def test_a_run_finds_its_splits_again(finished) -> None:
     (moved / "green" / "000.png").unlink()
     with pytest.raises(UserError, match="1 of the pictures that the run was trained on are not in"):
         run.load_data(moved)
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
+    root = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), 6)
+    made = Recipe.from_dict({"epochs": 1, "batch_size": 8, "data": {"val": 0.0, "test": 0.34}})
+    run = fit(made, load(root, made), tmp_path / "runs")
+    assert run.environment["data"]["folder"] == str(root)
+    assert len(Run.open(run.path).load_data().train) == 12
 
 
 def test_the_program(tmp_path, convlens) -> None:

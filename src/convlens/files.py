@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +46,16 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode(errors="backslashreplace"))  # a name that is not UTF-8 becomes JSON's own escape
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of a CSV, as everything here writes them. Where file names stand in it, encode with `surrogateescape`: that
+    gives back the very bytes of those that are not UTF-8."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def make_folder(folder: Path) -> None:

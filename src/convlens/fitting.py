@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import threading
@@ -22,7 +20,7 @@ from .device import pick_device
 from .distributed import on_main
 from .errors import FAILED, UserError
 from .evaluation import Metrics, answers_of, logits_of, metrics_of
-from .files import write_json, write_whole
+from .files import csv_text, write_json, write_whole
 from .modelfile import ModelFile, save_model
 from .optim import objective
 from .recipe import LossConfig, Recipe
@@ -215,17 +213,13 @@ def _write_history(run: Run, history: list[dict[str, Any]]) -> None:
 
 def _predictions_csv(data: Data, logits: Tensor) -> bytes:
     """A line a test image: its place or file, the truth, what it was taken for, and every class's probability."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["file" if data.files else "index", "label", "predicted", "correct", *(f"p_{name}" for name in data.classes)]
-    )
+    columns = ["file" if data.files else "index", "label", "predicted", "correct"]
+    rows: list[list[object]] = [[*columns, *(f"p_{name}" for name in data.classes)]]
     probabilities = logits.softmax(1)
     indices, labels = data.test.index.tolist(), data.test.labels.tolist()
     for i, label, row in zip(indices, labels, probabilities.tolist(), strict=True):
         best = max(range(len(row)), key=row.__getitem__)
         name, truth = data.classes[best], data.classes[label]
-        writer.writerow(
-            [data.files[i] if data.files else i, truth, name, int(best == label), *(f"{p:.6f}" for p in row)]
-        )
-    return text.getvalue().encode(errors="surrogateescape")  # the very bytes of file names that are not UTF-8
+        place = data.files[i] if data.files else i
+        rows.append([place, truth, name, int(best == label), *(f"{p:.6f}" for p in row)])
+    return csv_text(rows).encode(errors="surrogateescape")

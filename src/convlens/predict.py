@@ -6,8 +6,6 @@ batches of them.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import stat
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from .calibration import energy, probabilities_of
 from .errors import UserError
+from .files import csv_text
 from .images import PICTURES, UNREAD, preprocess
 from .modelfile import ModelFile, load_model
 
@@ -151,18 +150,12 @@ def to_csv(predictions: Iterable[Prediction], pairs: int = 0) -> Iterator[str]:
     """CSV, a line at a time: file, label, probability, the first `pairs` of `top` as label_1, probability_1, ..., then
     energy, unusual (1 or 0) and error."""
     names = [name for rank in range(1, pairs + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    yield _csv_line(["file", "label", "probability", *names, "energy", "unusual", "error"])
+    yield csv_text([["file", "label", "probability", *names, "energy", "unusual", "error"]])
     for row in predictions:
         cells = [cell for label, p in row.top[:pairs] for cell in (label, f"{p:.6f}")] or [""] * len(names)
         numbers = ["" if value is None else f"{value:.6f}" for value in (row.probability, row.energy)]
         unusual = "" if row.unusual is None else int(row.unusual)
-        yield _csv_line([row.file, row.label, numbers[0], *cells, numbers[1], unusual, row.error])
-
-
-def _csv_line(cells: Sequence[object]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
+        yield csv_text([[row.file, row.label, numbers[0], *cells, numbers[1], unusual, row.error]])
 
 
 def to_json(predictions: Iterable[Prediction]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from .data import Data, load
 from .device import environment, pick_device
 from .distributed import on_main, world
 from .errors import UserError
-from .files import disk_error, write_json, write_whole
+from .files import csv_text, disk_error, write_json, write_whole
 from .modelfile import ModelFile, load_model
 from .models import build, fit_whitening
 from .recipe import Recipe
@@ -184,7 +183,7 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
         write_json(part / "environment.json", {**environment(device), "processes": world(), "data": seen})
         write_whole(part / "split.csv", _split_csv(data))
         if data.folder:
-            write_whole(part / "bad_files.csv", _csv(["path", "reason"], sorted(data.bad.items())))
+            write_whole(part / "bad_files.csv", _names_csv(["path", "reason"], data.bad.items()))
         for each in names:
             if (out / each).exists():
                 continue
@@ -232,16 +231,11 @@ def _split_csv(data: Data) -> str | bytes:
             if split
             for i, label in zip(split.index.tolist(), split.labels.tolist(), strict=True)
         ]
-        return _csv(["path", "label", "split"], sorted(named))
+        return _names_csv(["path", "label", "split"], named)
     rows = [(i, "train") for i in data.train.index.tolist()]
     rows += [(i, "val") for i in (data.val.index.tolist() if data.val else [])]
     return "index,split\n" + "".join(f"{index},{split}\n" for index, split in sorted(rows))
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A CSV in UTF-8, with the very bytes of names that are not."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
+def _names_csv(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> bytes:
+    return csv_text([columns, *sorted(rows)]).encode(errors="surrogateescape")
