@@ -207,6 +207,15 @@ def pixels(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def reading(size: str | None, gray: bool, resize: str | None) -> dict[str, object]:
+    """What the flags say of how pictures of your own are read, as settings of a recipe; None where they say nothing."""
+    return {
+        "data.size": size and list(pixels(size)),
+        "data.channels": 1 if gray else None,
+        "data.resize": resize,
+    }
+
+
 def number(text: str) -> int:
     """The batch size that is not `auto`."""
     if not text.isdecimal():

@@ -46,9 +46,7 @@ def train(
     """Train a network, keep the best epoch, look at the test set once, save everything in a run folder."""
     given: dict[str, Any] = {
         "model.name": model,
-        "data.size": size and list(flags.pixels(size)),
-        "data.channels": 1 if gray else None,
-        "data.resize": resize,
+        **flags.reading(size, gray, resize),
         "data.max_bad": 0.0 if strict else None,
         "epochs": epochs,
         "batch_size": None if batch_size == "auto" else batch_size and flags.number(batch_size),
@@ -64,26 +62,16 @@ def train(
         "compile": compile_,
     }
     from .console import decoding
-    from .data import load
-    from .device import pick_device
     from .distributed import in_turn, on_main
-    from .models import find_builder
-    from .run import Run, start
-    from .session import measured_batch_size, recipe_from, train_to_the_end, usual_recipe
+    from .run import start
+    from .session import data_for, measured_batch_size, recipe_from, resumable, train_to_the_end, usual_recipe
 
     auto = batch_size == "auto"
     if resume:
         others = [batch_size, *(value for key, value in given.items() if key not in ("device", "model.name"))]
         if data or recipe or name or limit or settings or print_recipe or any(value is not None for value in others):
             raise UserError("--resume goes on with the run's own recipe and data: give it no others")
-        run = Run.open(resume)
-        own = run.recipe.model.name
-        if run.finished:
-            raise UserError(f"the run {resume} is finished: there is nothing to resume")
-        if ":" in own and model != own:
-            raise UserError(f"the run {resume} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
-        if model not in (None, own):
-            raise UserError(f"the run {resume} trains {own}, not {model}")
+        run = resumable(resume, model)
         loaded = in_turn(run.load_data, data_dir, decoding())
     elif finish:
         raise UserError("--finish goes with --resume RUN")
@@ -97,8 +85,7 @@ def train(
             return
         if data is None:
             raise UserError("say what to train on: convlens train DATA (`convlens datasets` lists the names)")
-        find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
-        loaded = in_turn(load, data, made, data_dir, limit, None, decoding())
+        loaded = data_for(made, data, data_dir, limit)
         if auto:
             given["batch_size"] = measured_batch_size(made, loaded)
             made = recipe_from(base, given, settings or ())
@@ -122,20 +109,15 @@ def lr_find(
     as_json: flags.Json = False,
 ) -> None:
     """Find a learning rate: let it rise until the loss diverges, draw the losses, say which to take."""
-    from .console import decoding
-    from .data import load
-    from .device import pick_device
     from .files import make_folder
     from .lr_find import find_lr
-    from .models import find_builder
     from .plots import range_test, save
     from .run import make_model
-    from .session import recipe_from, say_rate, usual_recipe
+    from .session import data_for, recipe_from, say_rate, usual_recipe
 
     given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
     made = recipe_from(recipe or usual_recipe(data), given, settings or ())
-    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
-    loaded = load(data, made, data_dir, limit, progress=decoding())
+    loaded = data_for(made, data, data_dir, limit)
     found = find_lr(make_model(made, loaded), loaded, made, steps)
     make_folder(out)
     title = f"Learning-rate range test: {made.model.name} with {made.optim.name} on {loaded.name}"
@@ -173,19 +155,14 @@ def tune(
     as_json: flags.Json = False,
 ) -> None:
     """Search a recipe's settings by the validation accuracy; the same command goes on with a search that was cut."""
-    from .console import decoding
-    from .data import load
-    from .device import pick_device
-    from .models import find_builder
-    from .session import recipe_from, search_to_the_end, usual_recipe
+    from .session import data_for, recipe_from, search_to_the_end, usual_recipe
     from .tune import usual_space
     from .tune import vary as read_vary
 
     given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
     made = recipe_from(recipe or usual_recipe(data), {**given, "device": device}, settings or ())
     space = dict(read_vary(text, made) for text in vary or ())
-    find_builder(made.model.name), pick_device(made.device)  # a misspelt name should not cost a download
-    loaded = load(data, made, data_dir, limit, progress=decoding())
+    loaded = data_for(made, data, data_dir, limit)
     folder = out or Path("tuned") / f"{loaded.name}-{made.name}"
     trials = trials or (20 if timeout is None else None)
     search_to_the_end(made, loaded, space or usual_space(made, loaded), folder, trials, timeout, as_json)

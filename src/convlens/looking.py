@@ -94,12 +94,7 @@ def check(
     from .console import check_report, decoding, err
     from .session import recipe_from
 
-    given = {
-        "data.size": size and list(flags.pixels(size)),
-        "data.channels": 1 if gray else None,
-        "data.resize": resize,
-    }
-    config = recipe_from("photos", given, settings or ()).data
+    config = recipe_from("photos", flags.reading(size, gray, resize), settings or ()).data
     if html and not html.parent.is_dir():
         raise UserError(f"cannot write {html}: there is no folder {html.parent}")
     report = find(data, config, data_dir, labels, mirrored, decoding(), err.print)

@@ -14,13 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .console import calibration_line, duration, epoch_line, err, table, trial_line, trials_table, watcher
-from .data import Data, is_path
-from .distributed import most, on_main, rank, world
+from .console import calibration_line, decoding, duration, epoch_line, err, table, trial_line, trials_table, watcher
+from .data import Data, is_path, load
+from .device import pick_device
+from .distributed import in_turn, most, on_main, rank, world
 from .errors import UserError
 from .files import write_whole
 from .fitting import advance, finish
 from .lr_find import RangeTest
+from .models import find_builder
 from .optim import RATES
 from .probe import probe
 from .recipe import Recipe, parse_setting
@@ -55,6 +57,25 @@ def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Re
     told = {"augment": level} if level else {}
     changes = ", ".join(f"{key} = {value}" for key, value in (told | given).items())
     return replace(base.override(given), note=f"{base.name} with {changes}")
+
+
+def data_for(recipe: Recipe, name: str, data_dir: Path | None, limit: int | None) -> Data:
+    """The data set that a command names, decoding told to stderr; a misspelt model or device costs no download."""
+    find_builder(recipe.model.name), pick_device(recipe.device)
+    return in_turn(load, name, recipe, data_dir, limit, None, decoding())
+
+
+def resumable(path: Path, model: str | None) -> Run:
+    """The run to go on with, whose network must be `model` where that is given. Raises UserError where it cannot be."""
+    run = Run.open(path)
+    own = run.recipe.model.name
+    if run.finished:
+        raise UserError(f"the run {path} is finished: there is nothing to resume")
+    if ":" in own and model != own:
+        raise UserError(f"the run {path} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
+    if model not in (None, own):
+        raise UserError(f"the run {path} trains {own}, not {model}")
+    return run
 
 
 def measured_batch_size(recipe: Recipe, data: Data) -> int:
@@ -160,7 +181,8 @@ def search_to_the_end(
     if caught:
         err.print(f"interrupted; the same command goes on where {folder} stands")
         sys.exit(128 + caught[0])
-    err.print(f"\nTo train with the best: convlens train {shlex.quote(data.name)} --recipe {shlex.quote(str(best))}")
+    words = ["convlens", "train", data.folder or data.name, "--recipe", str(best)]
+    err.print(f"\nTo train with the best: {shlex.join(words)}")
 
 
 def _history_table(history: Sequence[dict[str, Any]]) -> Any:
