@@ -10,11 +10,12 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from .album import Album
+from .recipe import DataConfig
 
-BAD_SHARE = 0.05  # of the files may be unusable: more stop a training, too (DataConfig.max_bad)
+BAD_SHARE = DataConfig.max_bad  # of the files may be unusable: more stop a training, too
 TINY = 20  # training pictures: with fewer, 15 % held out are less than three to test with
 IMBALANCE = 10  # times as many pictures in the largest class as in the smallest; a rule of thumb
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}  # other endings are their format's name
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".tif": "TIFF"}  # other endings are their format's name
 
 
 @dataclass(frozen=True)
