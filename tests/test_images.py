@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from convlens.errors import UserError
-from convlens.images import MAX_PIXELS, InputSpec, open_picture, preprocess
+from convlens.images import MAX_PIXELS, InputSpec, preprocess, read_picture
 from refusals import refused
 
 RNG = np.random.default_rng(0)
@@ -297,7 +297,7 @@ def test_truncated(tmp_path: Path, kind: str) -> None:
 def test_files_that_are_no_pictures(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    refused(lambda: open_picture(path), path, words)
+    refused(lambda: read_picture(path, RGB), path, words)
     refused(lambda: preprocess(content, RGB), "the picture", words)
 
 

@@ -60,22 +60,11 @@ class Facts:
 
 
 def facts(source: bytes | str | Path) -> Facts:
-    """Read the header of a picture. Raises UserError, see `open_picture`, but for damage behind the header."""
+    """Read the header of a picture. Raises UserError, see `read_picture`, but for damage behind the header."""
     with _reading(source) as picture:
         found = _facts(picture)
         # a PNG has its EXIF anywhere: to ask for it is to decode it all
         return found if found.format == "PNG" else _as_seen(found, _turn(picture))
-
-
-def open_picture(source: bytes | str | Path) -> Image.Image:
-    """Decode a picture fully.
-
-    Raises:
-        UserError: the file is missing, empty, not a picture, truncated, or larger than MAX_PIXELS.
-    """
-    with _reading(source) as picture:
-        picture.load()
-        return picture
 
 
 def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarray, Facts]:
@@ -85,7 +74,7 @@ def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarra
     as the resizing would, and photographs of a phone are read several times as fast.
 
     Raises:
-        UserError: see `open_picture`.
+        UserError: the file is missing, empty, not a picture, truncated, or larger than MAX_PIXELS.
     """
     with _reading(source) as picture:
         found = _facts(picture)
@@ -179,7 +168,7 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
     gray scaled to 8 bits, CMYK and palettes converted, resized. A file goes through `read_picture`.
 
     Raises:
-        UserError: see `open_picture`.
+        UserError: see `read_picture`.
     """
     if isinstance(picture, Image.Image):
         pixels = _prepared(picture, _turn(picture), spec)
