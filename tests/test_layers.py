@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim"],
+    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
         "training",

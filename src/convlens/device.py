@@ -55,6 +55,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
+def choose_kernels(device: torch.device) -> None:
+    """Let this process try cuDNN's algorithms for a convolution the first time that it meets its shape, on a GPU, and
+    keep to the fastest."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, for as long as it lives, on Linux with glibc.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 REST_MOMENTUM = 0.85  # of what is no filter, as in airbench94_muon
@@ -31,15 +32,20 @@ class Muon(torch.optim.Optimizer):
 
     def _step_filters(self, filters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = self._nesterov(filters, [p.grad for p in filters if p.grad is not None], group["momentum"])
-        for p, gradient in zip(filters, gradients, strict=True):
-            p.mul_(len(p) ** 0.5 / p.norm().clamp_min(1e-7))
-            p.sub_(orthogonal(gradient.flatten(1)).view(p.shape), alpha=group["lr"])
+        norms = torch._foreach_clamp_min(torch._foreach_norm(filters), 1e-7)
+        torch._foreach_div_(filters, norms)
+        torch._foreach_mul_(filters, [len(p) ** 0.5 for p in filters])
+        matrices = [gradient.flatten(1) for gradient in gradients]
+        updates = all_orthogonal(matrices) if matrices[0].is_cuda else [orthogonal(matrix) for matrix in matrices]
+        steps = [update.view(p.shape) for update, p in zip(updates, filters, strict=True)]
+        torch._foreach_sub_(filters, torch._foreach_mul(steps, group["lr"]))
 
     def _step_rest(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        torch._foreach_add_(parameters, self._nesterov(parameters, gradients, REST_MOMENTUM), alpha=-group["lr"])
+        steps = torch._foreach_mul(self._nesterov(parameters, gradients, REST_MOMENTUM), group["lr"])
+        torch._foreach_sub_(parameters, steps)
 
     def _nesterov(self, parameters: list[Tensor], gradients: list[Tensor], momentum: float) -> list[Tensor]:
         for p in parameters:
@@ -52,14 +58,23 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T of `matrix` (m, n): the singular values come between 0.5
-    and 1.5, by `steps` of a Newton-Schulz iteration of fifth order. Coefficients: Jordan, 2024. bf16 on a GPU."""
+    """About U V^T of the singular value decomposition U S V^T of `matrix` (..., m, n): the singular values come between
+    0.5 and 1.5, by `steps` of a Newton-Schulz iteration of fifth order. Coefficients: Jordan, 2024. bf16 on a GPU."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x = matrix if wide else matrix.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1
     x = x.bfloat16() if matrix.is_cuda else x
-    x = x / (x.norm() + 1e-7)  # no singular value is above 1
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrix.dtype)
+
+
+def all_orthogonal(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonal` of each, all at once: filled up with zeros to one shape, which changes no singular value. It is more
+    arithmetic in fewer products, which a GPU likes (as in the speed-run of hiverge, 2025)."""
+    rows, columns = (max(matrix.shape[i] for matrix in matrices) for i in (0, 1))
+    padded = [F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])) for matrix in matrices]
+    found = orthogonal(torch.stack(padded))
+    return [x[: len(matrix), : matrix.shape[1]] for x, matrix in zip(found, matrices, strict=True)]

@@ -24,14 +24,27 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     """The optimizer that the recipe names, on the parameters that are to be trained. Every group has its `peak`, the
     learning rate that the schedule multiplies."""
     groups = parameter_groups(model, config)
+    device = groups[0]["params"][0].device if groups else torch.device("cpu")
+    on_gpu = device.type == "cuda"
+    if on_gpu:  # read by the kernels themselves: the steps of a CUDA graph get its value of the moment
+        groups = [{**group, "lr": torch.tensor(group["peak"], device=device)} for group in groups]
     if config.name == "muon":
         return Muon(groups, config.lr, config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(groups, config.lr, momentum=config.momentum)
+        return torch.optim.RMSprop(groups, config.lr, momentum=config.momentum, capturable=on_gpu)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return kind(groups, config.lr, betas=(config.beta1, config.beta2), fused=True, capturable=on_gpu)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Give every group `share` of its peak, in the place where its learning rate lies."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["peak"] * share)
+        else:
+            group["lr"] = group["peak"] * share
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -140,6 +140,7 @@ class Recipe:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, where the run is long enough
+    cuda_graph: Literal["auto", "off"] = "auto"  # on a GPU a step is recorded once and played back
     # Test-time augmentation: views of a test image whose logits are averaged, measured beside the plain accuracy
     tta: Literal["none", "mirror", "mirror-shift"] = "none"
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -31,21 +31,21 @@ def shortcut(model: nn.Module) -> nn.Module:
     `nn.Flatten` the gradient is brought into the memory layout of the feature maps, once and not in every layer below.
     Modules with hooks stay where they are. Anything but `nn.Sequential` is taken as it is.
     """
-    if type(model) is not nn.Sequential or _hooked(model):
+    if type(model) is not nn.Sequential or hooked(model):
         return model
     layers = [shortcut(layer) for layer in model]
     for i, (first, second) in enumerate(itertools.pairwise(layers)):
-        if type(first) is nn.ReLU and type(second) is nn.MaxPool2d and not _hooked(first) and not _hooked(second):
+        if type(first) is nn.ReLU and type(second) is nn.MaxPool2d and not hooked(first) and not hooked(second):
             layers[i], layers[i + 1] = second, first
     return nn.Sequential(*(_Flatten() if _flattens(layer) else layer for layer in layers))
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _flattens(layer: nn.Module) -> bool:
-    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1) and not _hooked(layer)
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1) and not hooked(layer)
 
 
 class _Flatten(nn.Module):

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data, batches, steps_per_epoch
-from .device import Timer, autocast, keep_memory, mix_seed, pick_precision, random_state, set_random_state
-from .distributed import by_itself, mine, most, of_batch, on_main, parallel, rank
+from .device import (
+    Timer,
+    autocast,
+    choose_kernels,
+    keep_memory,
+    mix_seed,
+    pick_precision,
+    random_state,
+    set_random_state,
+)
+from .distributed import by_itself, mine, most, of_batch, on_main, parallel, rank, world
 from .errors import FAILED, UserError
 from .flops import forward_flops
+from .graphs import Step, recorded
 from .optim import (
     averaging,
     body_of,
@@ -26,10 +36,11 @@ from .optim import (
     make_optimizer,
     objective,
     schedule,
+    set_rates,
     train_mode,
 )
 from .recipe import AugmentConfig, Recipe
-from .shortcuts import shortcut, wide_convolutions
+from .shortcuts import hooked, shortcut, wide_convolutions
 
 COMPILE_FROM = 1e15  # floating point operations of a run's forward passes: about a minute of an eager GPU
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
@@ -118,9 +129,10 @@ def train(
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
     layers, body, frozen = freezable(model, recipe.optim), body_of(model), (-1, False)
-    forward: Forward = model
+    step: Step
     gradients = in_parts(gradients_of(loss_of, device, precision), recipe.accumulate)
     keep_memory()
+    choose_kernels(device)
     clip, (averaged, twin, average) = clipping(optimizer, recipe.optim.clip), averaging(model, recipe.optim.ema)
     losses, correct = torch.zeros(steps, device=device), torch.zeros((), device=device)
     at = Position(1, 0, losses, correct, optimizer, random_state(device), twin=twin)
@@ -146,12 +158,10 @@ def train(
                         hold(body, layers, *frozen)
                         whole = parallel(shortcut(model))
                         forward = torch.compile(whole) if compiled else whole
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["peak"] * share
-                    optimizer.zero_grad()
-                    at.losses[at.step], right = gradients(forward, images, labels, 1.0)
-                    clip()
-                    optimizer.step()
+                        step = step_of(forward, gradients, optimizer, clip)
+                        step = recorded(step) if records(recipe, model, device) else step
+                    set_rates(optimizer, share)
+                    at.losses[at.step], right = step(images, labels)
                     average((at.epoch - 1) * steps + at.step)
                     at.correct += right
                     at.step += 1
@@ -167,6 +177,21 @@ def train(
                 return
     finally:
         hold(body, layers, 0, False)  # what comes after this training may train on
+
+
+def step_of(
+    forward: Forward, gradients: Gradients, optimizer: torch.optim.Optimizer, clip: Callable[[], object]
+) -> Step:
+    """The function (images, labels) -> mean loss and right answers that makes one step of the optimizer."""
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        found = gradients(forward, images, labels, 1.0)
+        clip()
+        optimizer.step()
+        return found
+
+    return step
 
 
 def gradients_of(loss_of: Callable[[Tensor, Tensor], Tensor], device: torch.device, precision: str) -> Gradients:
@@ -258,6 +283,13 @@ def compiles(recipe: Recipe, device: torch.device, run_flops: float) -> bool:
     forward passes of the run are so much arithmetic that the half minute or so of compiling is won back. On a CPU it
     was not: kernels that dominate a step are the same, and what it fuses is cheap once memory is kept."""
     return recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda" and run_flops > COMPILE_FROM)
+
+
+def records(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:
+    """Whether steps become CUDA graphs: on a GPU, in one process, where the recipe does not forbid it and nothing hooks
+    into the model that would have to run in every step."""
+    plain = world() == 1 and not any(hooked(module) for module in model.modules())
+    return recipe.cuda_graph == "auto" and device.type == "cuda" and plain
 
 
 def _require_finite(at: Position, recipe: Recipe, steps: int) -> None:
