@@ -63,11 +63,11 @@ def ours(recipe: Recipe, data: Data, runs: int) -> list[Result]:
     data, found = data.to(device), []
     for seed in range(-1, runs):
         seeded = replace(recipe, seed=max(seed, 0))
-        model = make_model(seeded, data)
         timer = Timer(device)
+        model = make_model(seeded, data)  # with the fitting of the whitening layer, as in theirs
         for _ in train(model, data, seeded):
             pass
-        with_tta = evaluate(model, data.test, tta=recipe.tta).accuracy
+        with_tta = evaluate(model, data.test, tta=recipe.tta, precision="bf16").accuracy
         seconds = timer.seconds()
         if seed >= 0:
             found.append((evaluate(model, data.test).accuracy, with_tta, seconds))

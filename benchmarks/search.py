@@ -3,7 +3,7 @@
     python benchmarks/search.py speed-cifar10-85 --data cifar10 --data-dir DIR --vary epochs=4,6 optim.lr=0.06,0.12
 
 Every combination of the varied settings (or, with --random N, N of them drawn) is trained with every seed on 90 % of
-the training images, and measured on the rest. A line of JSON a trial goes to --out, and a table, the best first, to
+the training images, and measured on the rest (with the recipe's test-time augmentation, if any). A line of JSON a trial goes to --out, and a table, the best first, to
 the terminal. Trials that --out already holds are not trained again, so a search can be stopped and taken up.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from convlens import Data, Recipe, UserError, evaluate, load, make_model, train
+from convlens.device import pick_device
 from convlens.flops import forward_flops
 from convlens.recipe import parse_setting
 from convlens.recipes import get_recipe
@@ -38,7 +39,7 @@ def trial(recipe: Recipe, data: Data) -> dict[str, Any]:
     before = time.process_time()
     epochs = list(train(model, data, recipe))
     cpu_seconds = time.process_time() - before  # of all threads: steadier than the clock where others compute, too
-    metrics = evaluate(model, data.val or data.train)  # main() sets data.val
+    metrics = evaluate(model, data.val or data.train, tta=recipe.tta)  # main() sets data.val
     return {
         "seed": recipe.seed,
         "seconds": sum(epoch.seconds for epoch in epochs),
@@ -64,7 +65,8 @@ def main() -> None:
 
     fixed = dict(parse_setting(text) for text in options.set)
     base = replace(get_recipe(options.recipe), patience=0).override({"data.val": 0.1, **fixed})
-    data = load(options.data, base, options.data_dir)  # one split for all seeds: they differ in the training alone
+    # one split for all seeds: they differ in the training alone
+    data = load(options.data, base, options.data_dir).to(pick_device(base.device))
     varied = dict(choices(text) for text in options.vary)
     settings = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     if options.random:

@@ -148,8 +148,10 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
         seed=recipe.seed,
         pretrained=pretrained,
     )
-    fit_whitening(model, data.train.at(slice(WHITENED)).cpu())
-    return model.to(pick_device(recipe.device))
+    device = pick_device(recipe.device)
+    model = model.to(device)
+    fit_whitening(model, data.train.at(slice(WHITENED)).to(device))
+    return model
 
 
 def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None = None) -> Run:

@@ -27,7 +27,8 @@ def shortcut(model: nn.Module) -> nn.Module:
     """A view of `model`, on the same modules, that gives the same outputs and gradients to the last bit in fewer steps.
 
     In every `nn.Sequential` ReLU goes behind the max pooling that follows it, where it meets a quarter of the pixels:
-    both orders give the larger of zero and the window's largest value, and its gradient to the same pixel. Behind
+    both orders give the larger of zero and the window's largest value, and its gradient to the same pixel. The largest
+    value of a whole map is pooled by the kernels of windows, which need no atomic additions on a GPU. Behind
     `nn.Flatten` the gradient is brought into the memory layout of the feature maps, once and not in every layer below.
     Modules with hooks stay where they are. Anything but `nn.Sequential` is taken as it is.
     """
@@ -37,7 +38,9 @@ def shortcut(model: nn.Module) -> nn.Module:
     for i, (first, second) in enumerate(itertools.pairwise(layers)):
         if type(first) is nn.ReLU and type(second) is nn.MaxPool2d and not hooked(first) and not hooked(second):
             layers[i], layers[i + 1] = second, first
-    return nn.Sequential(*(_Flatten() if _flattens(layer) else layer for layer in layers))
+    return nn.Sequential(
+        *(_Flatten() if _flattens(layer) else _Largest() if _largest(layer) else layer for layer in layers)
+    )
 
 
 def hooked(module: nn.Module) -> bool:
@@ -46,6 +49,15 @@ def hooked(module: nn.Module) -> bool:
 
 def _flattens(layer: nn.Module) -> bool:
     return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1) and not hooked(layer)
+
+
+def _largest(module: nn.Module) -> bool:
+    return type(module) is nn.AdaptiveMaxPool2d and module.output_size in (1, (1, 1)) and not hooked(module)
+
+
+class _Largest(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.max_pool2d(maps, maps.shape[-2:])
 
 
 class _Flatten(nn.Module):
