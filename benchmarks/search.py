@@ -3,8 +3,9 @@
     python benchmarks/search.py speed-cifar10-85 --data cifar10 --data-dir DIR --vary epochs=4,6 optim.lr=0.06,0.12
 
 Every combination of the varied settings (or, with --random N, N of them drawn) is trained with every seed on 90 % of
-the training images, and measured on the rest (with the recipe's test-time augmentation, if any). A line of JSON a trial goes to --out, and a table, the best first, to
-the terminal. Trials that --out already holds are not trained again, so a search can be stopped and taken up.
+the training images, and measured on the rest, with the recipe's test-time augmentation if it has one. A line of JSON a
+trial goes to --out, and a table, the best first, to the terminal. Trials that --out already holds are not trained
+again, so a search can be stopped and taken up.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def run_flops(recipe: Recipe, data: Data) -> int:
     counted: dict[tuple[int, int, int, bool], int] = {}
     for epoch, step in itertools.product(range(1, recipe.epochs + 1), range(steps)):
         side = augmentation(recipe, epoch, data.flip_ok).crop
-        height, width = (min([n, *side]) for n in data.input.size)
+        height, width = (min([round(n * recipe.augment.reduce), *side]) for n in data.input.size)
         key = height, width, frozen_layers(recipe, epoch, step, steps), epoch <= recipe.optim.head_epochs
         if key not in counted:
             hold(body, layers, *key[2:])
