@@ -42,7 +42,7 @@ def eager(kind: Kind) -> Kind:
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     step = torch.no_grad()(inspect.unwrap(kind.step))
-    return type(kind)(kind.__name__, (kind,), {**methods, "step": step, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {**methods, "step": step})  # type: ignore[return-value] # it is a Kind
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
