@@ -38,7 +38,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 def eager(kind: Kind) -> Kind:
     """`kind`, whose methods are those inside torch's wrappers. What these add is to import torch's compiler (two
-    seconds) and to tell it to let the method alone; it never sees one here, where only the model is compiled."""
+    seconds) and to tell it to let the method alone; it never sees one here, where only the model is compiled. A step
+    takes no gradients, as there."""
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     step = torch.no_grad()(inspect.unwrap(kind.step))

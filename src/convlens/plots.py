@@ -33,13 +33,11 @@ DPI = 120
 MAIN, PAD = 0.86, 0.04  # what is left of the width of an Axes beside which a colour bar stands, and the gap
 
 
-def new_axes(
-    width: float = 5.7, height: float = 4.1, left: float = 0.7, below: float = 0.5, right: float = 0.1
-) -> Axes:
-    """An Axes of this size on a figure of its own with these margins (and one for a title), all in inches, without
-    pyplot and so without a window or global state."""
-    whole = left + width + right, below + height + 0.4
-    figure = Figure(figsize=whole, dpi=DPI)
+def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: float = 0.5) -> Axes:
+    """An Axes of this size with these margins, and room for a title, in inches, on a figure of its own: without pyplot,
+    and so without a window or global state."""
+    whole = left + width + 0.1, below + height + 0.4
+    figure = Figure(figsize=whole, dpi=DPI)  # a layout engine would measure every label several times
     FigureCanvasAgg(figure)
     return figure.add_axes((left / whole[0], below / whole[1], width / whole[0], height / whole[1]))
 
@@ -156,8 +154,7 @@ def image_grid(
         axes.text(x + 0.5, y + 1.04, caption, ha="center", va="top", fontsize=size)
     axes.set(xlim=(-0.08, 1.15 * columns - 0.07), ylim=(pitch * rows, -0.06))
     axes.set_aspect("equal")
-    axes.set_axis_off()
-    axes.set(xticks=(), yticks=())
+    _bare(axes)
     axes.set_title(title)
     return axes
 
@@ -198,7 +195,7 @@ def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | No
     images."""
     names = [c.name for c in metrics.classes]
     k = len(names)
-    side = min(max(3.7, 0.55 * k + 0.8), PAGE[0] - 2)
+    side = min(max(3.7, 0.55 * k + 0.8), PAGE[0] - 2.6)
     axes = axes or new_axes(side / MAIN, side)
     counts = np.array(metrics.confusion)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -214,6 +211,11 @@ def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | No
     axes.set(xlabel="predicted", ylabel="true", title=title)
     _scale(picture, axes, "share of the true class")
     return axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_axis_off()
+    axes.set(xticks=(), yticks=())  # those that are not shown are measured, too
 
 
 def _scale(picture: AxesImage, axes: Axes, label: str) -> None:
@@ -242,8 +244,7 @@ def _tiles(maps: np.ndarray, title: str, label: str, symmetric: bool, axes: Axes
     colors = matplotlib.colormaps["RdBu_r" if symmetric else "viridis"].with_extremes(bad=(0, 0, 0, 0))
     low = -high if symmetric else float(min(maps.min(), 0))
     picture = axes.imshow(canvas, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set(xticks=(), yticks=())
+    _bare(axes)
     axes.set_title(title, fontsize=10)
     _scale(picture, axes, label)
     return axes
