@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -81,6 +83,29 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 5) ->
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     return [p.detach() for p in model.parameters()]
+
+
+def test_no_optimizer_imports_the_compiler() -> None:
+    program = """
+import sys
+import torch
+from convlens.models import build
+from convlens.optim import make_optimizer
+from convlens.recipe import OptimConfig
+
+for name in ("sgd", "adam", "adamw", "rmsprop", "muon"):
+    model = build("vgg", channels=1, classes=3, size=(8, 8), args={"widths": [3, 4], "convs": 1})
+    optimizer = make_optimizer(model, OptimConfig(name, 0.01))
+    optimizer.zero_grad()
+    model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+torch.optim.SGD(model.parameters())
+assert "torch._dynamo" in sys.modules  # torch's own does; where it no longer does, ours need no taking apart
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

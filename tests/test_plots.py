@@ -307,7 +307,7 @@ def test_real_feature_maps_can_be_drawn(tmp_path: Path) -> None:
 def test_a_long_title_is_not_cut_off(tmp_path: Path) -> None:
     axes = plots.image_grid(some_images(1), ["one"], title="Predictions for one image: " + "W" * 40)
     (box,) = extents([axes.title], axes)
-    path = plots.save(axes, tmp_path / "drawing.png", dpi=100)  # as the figure's own
+    path = plots.save(axes, tmp_path / "drawing.png")  # at the figure's own resolution
     with Image.open(path) as picture:
         assert picture.width >= box.width > 500
         border = np.asarray(picture.convert("L"))[:, [0, -1]]

@@ -23,11 +23,12 @@ from .splits import Split
 def draw_run(
     folder: Path, model: nn.Module, data: Data, history: Sequence[dict[str, Any]], logits: Tensor, metrics: Metrics
 ) -> list[Path]:
-    """Draw everything into `folder`. Pictures that make no sense for this run (no epochs, no mistakes) are left out."""
+    """Draw everything into `folder`. Pictures that make no sense for this run (a curve of one epoch, no mistakes) are
+    left out."""
     make_folder(folder)
     test, probabilities = data.test, logits.softmax(1)
     drawn = []
-    if history:
+    if len(history) > 1:
         drawn += [plots.save(plots.curves(history, q), folder / f"{q}.png") for q in ("loss", "accuracy")]
     drawn.append(plots.save(plots.confusion(metrics), folder / "confusion.png"))
     some = torch.linspace(0, len(test) - 1, min(32, len(test))).long()

@@ -3,10 +3,11 @@ and the objective."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from .muon import Muon
 from .recipe import LossConfig, OptimConfig
 
 RATES = ("lr", "linear_lr", "bias_lr", "body_lr")  # the fields of OptimConfig that are learning rates
+Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -29,13 +31,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if on_gpu:  # read by the kernels themselves: the steps of a CUDA graph get its value of the moment
         groups = [{**group, "lr": torch.tensor(group["peak"], device=device)} for group in groups]
     if config.name == "muon":
-        return Muon(groups, config.lr, config.momentum)
+        return eager(Muon)(groups, config.lr, config.momentum)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        return eager(torch.optim.SGD)(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(groups, config.lr, momentum=config.momentum, capturable=on_gpu)
+        return eager(torch.optim.RMSprop)(groups, config.lr, momentum=config.momentum, capturable=on_gpu)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, config.lr, betas=(config.beta1, config.beta2), fused=True, capturable=on_gpu)
+    return eager(kind)(groups, config.lr, betas=(config.beta1, config.beta2), fused=True, capturable=on_gpu)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
@@ -45,6 +47,16 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
             group["lr"].fill_(group["peak"] * share)
         else:
             group["lr"] = group["peak"] * share
+
+
+def eager(kind: Kind) -> Kind:
+    """`kind`, whose methods are those inside torch's wrappers. What these add is to import torch's compiler (two
+    seconds) and to tell it to let the method alone; it never sees one here, where only the model is compiled. A step
+    takes no gradients, as there."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**methods, "step": step})  # type: ignore[return-value] # it is a Kind
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -28,19 +29,25 @@ from .lr_find import RangeTest
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PAGE = (10.0, 10.5)  # inches: no figure is larger
+DPI = 120
+MAIN, PAD = 0.86, 0.04  # what is left of the width of an Axes beside which a colour bar stands, and the gap
 
 
-def new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
-    """An Axes on a figure of its own, in inches, without pyplot and so without a window or global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: float = 0.5) -> Axes:
+    """An Axes of this size with these margins, and room for a title, in inches, on a figure of its own: without pyplot,
+    and so without a window or global state."""
+    whole = left + width + 0.1, below + height + 0.4
+    figure = Figure(figsize=whole, dpi=DPI)  # a layout engine would measure every label several times
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure.add_axes((left / whole[0], below / whole[1], width / whole[0], height / whole[1]))
 
 
-def save(axes: Axes, path: Path, dpi: int = 120) -> Path:
+def save(axes: Axes, path: Path, dpi: int = DPI) -> Path:
     """Write the figure that `axes` stands in as a PNG, cut to what is drawn, whole or not at all."""
-    buffer = io.BytesIO()
-    _figure(axes).savefig(buffer, dpi=dpi, format="png", bbox_inches="tight")  # a long title is not cut off
+    figure, buffer = _figure(axes), io.BytesIO()
+    # What is drawn is measured here, and a long title not cut off: for "tight" matplotlib would draw everything twice
+    box = figure.get_tightbbox().padded(0.1) if figure.get_layout_engine() is None else "tight"
+    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches=box)
     write_whole(path, buffer.getvalue())
     return path
 
@@ -124,10 +131,10 @@ def image_grid(
         captions = [f"{'✗' if no else '✓'} {caption}" for no, caption in zip(wrong, captions, strict=True)]
     lines = [line for caption in captions for line in caption.split("\n")]
     pitch = 1.12 + 0.15 * max((caption.count("\n") + 1 for caption in captions), default=1)
-    width, height = 1.15 * columns + 0.2, pitch * rows + (0.5 if title else 0.2)
-    shrink = min(1.0, PAGE[0] / width, PAGE[1] / height) if axes is None else 1.0
+    width, height = 1.15 * columns + 0.01, pitch * rows + 0.06
+    shrink = min(1.0, (PAGE[0] - 0.2) / width, (PAGE[1] - 0.6) / height) if axes is None else 1.0
     size = shrink * min(8.0, 130 / max(map(len, lines), default=1))  # 16 letters of 8 points fill the pitch of an image
-    axes = axes or new_axes(shrink * width, shrink * height)
+    axes = axes or new_axes(shrink * width, shrink * height, left=0.1, below=0.1)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = 1.15 * (i % columns), pitch * (i // columns)
         pixels = image.permute(1, 2, 0).cpu().numpy()
@@ -147,7 +154,7 @@ def image_grid(
         axes.text(x + 0.5, y + 1.04, caption, ha="center", va="top", fontsize=size)
     axes.set(xlim=(-0.08, 1.15 * columns - 0.07), ylim=(pitch * rows, -0.06))
     axes.set_aspect("equal")
-    axes.axis("off")
+    _bare(axes)
     axes.set_title(title)
     return axes
 
@@ -171,7 +178,7 @@ def gallery(
 
 def class_counts(labels: Tensor, classes: Sequence[str], title: str = "", axes: Axes | None = None) -> Axes:
     """A bar a class with its number of images."""
-    axes = axes or new_axes(6.4, min(max(2.5, 0.25 * len(classes) + 1), PAGE[1]))
+    axes = axes or new_axes(5.4, min(max(1.6, 0.25 * len(classes)), PAGE[1] - 1), left=1.0)
     counts = labels.cpu().bincount(minlength=len(classes)).tolist()
     size = 10 if len(classes) <= 40 else 6
     bars = axes.barh(range(len(classes)), counts, color=BLUE)
@@ -188,8 +195,8 @@ def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | No
     images."""
     names = [c.name for c in metrics.classes]
     k = len(names)
-    side = min(max(4.5, 0.55 * k + 1.6), PAGE[0] - 1)
-    axes = axes or new_axes(side + 1, side)
+    side = min(max(3.7, 0.55 * k + 0.8), PAGE[0] - 2.6)
+    axes = axes or new_axes(side / MAIN, side)
     counts = np.array(metrics.confusion)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -197,13 +204,22 @@ def confusion(metrics: Metrics, title: str = "Confusion matrix", axes: Axes | No
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black",
                       fontsize=8)  # fmt: skip # one call, one line too long
-    size = min(10.0, 60 * (side - 1.6) / k)  # points: a row of text is no higher than its row of cells
-    narrow = max(map(len, names)) * 0.6 * size / 72 > (side - 1.6) / k
+    size = min(10.0, 55 * side / k)  # points: a row of text is no higher than its row of cells
+    narrow = max(map(len, names)) * 0.6 * size / 72 > side / k
     axes.set_xticks(range(k), names, rotation=90 if narrow else 0, fontsize=size)
     axes.set_yticks(range(k), names, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    _figure(axes).colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+    _scale(picture, axes, "share of the true class")
     return axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_axis_off()
+    axes.set(xticks=(), yticks=())  # those that are not shown are measured, too
+
+
+def _scale(picture: AxesImage, axes: Axes, label: str) -> None:
+    _figure(axes).colorbar(picture, ax=axes, label=label, shrink=0.8, fraction=1 - MAIN - PAD, pad=PAD)
 
 
 def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ma.MaskedArray:
@@ -221,15 +237,16 @@ def mosaic(maps: np.ndarray, columns: int, gap: int = 1) -> np.ma.MaskedArray:
 def _tiles(maps: np.ndarray, title: str, label: str, symmetric: bool, axes: Axes | None) -> Axes:
     columns = math.ceil(math.sqrt(len(maps) * 1.3))
     canvas = mosaic(maps, columns)
-    width = 7.0
-    axes = axes or new_axes(width, min(9.5, 0.86 * width * canvas.shape[0] / canvas.shape[1] + 0.9))
+    ratio = canvas.shape[0] / canvas.shape[1]
+    width = min(6.0, 8.6 / ratio)
+    axes = axes or new_axes(width / MAIN, width * ratio, left=0.1, below=0.1)
     high = float(np.abs(maps).max()) or 1.0
     colors = matplotlib.colormaps["RdBu_r" if symmetric else "viridis"].with_extremes(bad=(0, 0, 0, 0))
     low = -high if symmetric else float(min(maps.min(), 0))
     picture = axes.imshow(canvas, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-    axes.axis("off")
+    _bare(axes)
     axes.set_title(title, fontsize=10)
-    _figure(axes).colorbar(picture, ax=axes, label=label, shrink=0.8)
+    _scale(picture, axes, label)
     return axes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import signal
@@ -94,6 +95,7 @@ def train_to_the_end(
     """Train (or, with `no_more`, take the run as it stands), telling stderr how it goes; exits with 130 or 143 where it
     was interrupted, everything saved."""
     begun = time.perf_counter()
+    gc.freeze()  # what was imported stays: to search it for garbage takes a tenth of a second, again and again
     recipe = on_main(lambda: run.recipe)
     path = shlex.quote(str(run.path))
     own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named

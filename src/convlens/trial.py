@@ -22,7 +22,6 @@ from dataclasses import replace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402 - making an optimizer imports it: here it counts as importing, not as training
 from torch import Tensor  # noqa: E402
 
 from .data import Data, load, steps_per_epoch  # noqa: E402
