@@ -250,7 +250,41 @@ def test_the_program(tmp_path, convlens) -> None:
     assert "red/bad.png: the file is empty" in strict.stderr
     named = convlens("train", "mnist-5k", "--size", "14")
     assert named.returncode == 2
-    assert "size, channels and resize are for pictures of your own" in named.stderr
+    assert "size, channels, resize and columns are for pictures of your own" in named.stderr
+
+
+def test_the_columns_of_a_csv_have_flags(tmp_path, convlens) -> None:
+    """The same table under other names: every command reads the splits and groups that the plain one has."""
+    album(tmp_path / "album", 30)
+    flags = ["--path-column", "file", "--label-column", "species", "--split-column", "part", "--group-column", "plant"]
+    files = sorted((tmp_path / "album").rglob("*.png"))
+    with (tmp_path / "all.csv").open("w", newline="") as file:
+        rows = [
+            (f"album/{p.parent.name}/{p.name}", p.parent.name, ("train", "test")[i % 30 > 24], i // 5)
+            for i, p in enumerate(files)
+        ]
+        csv.writer(file).writerows([("file", "species", "part", "plant"), *rows])
+    quick = ["--recipe", "quick", "--set", "data.val=0.2"]
+    trained = convlens(
+        "train", tmp_path / "all.csv", *flags, *quick, "--epochs", 1, "--no-plots", "--json", "--out", tmp_path / "r"
+    )
+    assert trained.returncode == 0, trained.stderr
+    split = {row["path"]: row["split"] for row in rows_of(Path(json.loads(trained.stdout)["run"]) / "split.csv")}
+    for name, _, part, plant in rows:
+        assert (split[name] == "test") == (part == "test")
+        assert len({split[other] for other, _, _, group in rows if group == plant}) == 1
+    shown = convlens("show", tmp_path / "all.csv", *flags, "--json", "--out", tmp_path / "shown")
+    assert json.loads(shown.stdout)["train"] == [25, 25, 25]
+    checked = convlens("check", tmp_path / "all.csv", *flags, "--no-labels", "--json")
+    assert json.loads(checked.stdout)["counts"]["red"] == {"train": 25, "test": 5}
+    found = convlens("lr-find", tmp_path / "all.csv", *flags, *quick, "-b", 16, "--out", tmp_path / "lr")
+    assert found.returncode == 0, found.stderr
+    assert " ".join(flags) in found.stderr.splitlines()[-1]
+    tuned = convlens(
+        "tune", tmp_path / "all.csv", *flags, *quick, "--epochs", 1, "--trials", 1, "--out", tmp_path / "t"
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert 'group_column = "plant"' in (tmp_path / "tuned" / "best.toml").read_text()
 
 
 @pytest.mark.data

@@ -251,7 +251,7 @@ def _rows(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, 
             for key, name in columns.items():
                 optional = key in ("split", "group") and name == key
                 if name not in names and not optional:
-                    flag = f"; --set data.{key}_column=NAME says which holds it" if name == key else ""
+                    flag = f"; --{key}-column NAME says which holds it" if name == key else ""
                     raise UserError(f"{path} has no column {name!r} but {', '.join(map(repr, names))}{flag}")
             for row in reader:
                 yield reader.line_num, {key: (row.get(name) or "").strip() for key, name in columns.items()}

@@ -41,6 +41,10 @@ def datasets(data_dir: flags.DataDir = None, as_json: flags.Json = False) -> Non
 
 def show(
     data: flags.DataName,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     data_dir: flags.DataDir = None,
     out: flags.Out = Path("shown"),
     as_json: flags.Json = False,
@@ -51,9 +55,10 @@ def show(
     from .console import decoding, err, print_table
     from .data import load
     from .gallery import draw_data
-    from .recipe import DataConfig, Recipe
+    from .session import recipe_from
 
-    loaded = load(data, Recipe(data=DataConfig(val=0.0)), data_dir, progress=decoding())
+    columns = flags.columns(path_column, label_column, split_column, group_column)
+    loaded = load(data, recipe_from("quick", columns | {"data.val": 0.0}, ()), data_dir, progress=decoding())
     some = torch.linspace(0, len(loaded.train) - 1, min(len(loaded.train), 60_000)).long()  # all, but for a huge set
     pixels = loaded.train.at(some).float().div_(255)
     found: dict[str, Any] = {
@@ -82,6 +87,10 @@ def check(
     size: flags.PictureSize = None,
     gray: flags.Gray = False,
     resize: flags.Resize = None,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     settings: flags.Settings = None,
     data_dir: flags.DataDir = None,
     html: flags.Html = None,
@@ -94,7 +103,8 @@ def check(
     from .console import check_report, decoding, err
     from .session import recipe_from
 
-    config = recipe_from("photos", flags.reading(size, gray, resize), settings or ()).data
+    columns = flags.columns(path_column, label_column, split_column, group_column)
+    config = recipe_from("photos", flags.reading(size, gray, resize) | columns, settings or ()).data
     if html and not html.parent.is_dir():
         raise UserError(f"cannot write {html}: there is no folder {html.parent}")
     report = find(data, config, data_dir, labels, mirrored, decoding(), err.print)
