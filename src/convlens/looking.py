@@ -50,24 +50,22 @@ def show(
     as_json: flags.Json = False,
 ) -> None:
     """Look at a data set: a grid with labels, the number of images of every class, mean and standard deviation."""
-    import torch
-
     from .console import decoding, err, print_table
     from .data import load
     from .gallery import draw_data
+    from .pictures import mean_and_std
     from .session import recipe_from
 
     columns = flags.columns(path_column, label_column, split_column, group_column)
     loaded = load(data, recipe_from("quick", columns | {"data.val": 0.0}, ()), data_dir, progress=decoding())
-    some = torch.linspace(0, len(loaded.train) - 1, min(len(loaded.train), 60_000)).long()  # all, but for a huge set
-    pixels = loaded.train.at(some).float().div_(255)
+    mean, std = mean_and_std(loaded.train, 60_000)  # of all, but for a huge set
     found: dict[str, Any] = {
         "name": loaded.name,
         "classes": loaded.classes,
         "train": loaded.train.labels.bincount(minlength=len(loaded.classes)).tolist(),
         "test": loaded.test.labels.bincount(minlength=len(loaded.classes)).tolist(),
-        "mean": [round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()],
-        "std": [round(v, 4) for v in pixels.std((0, 2, 3)).tolist()],
+        "mean": [*mean],
+        "std": [*std],
         "pictures": [str(path) for path in draw_data(out / loaded.name, loaded)],
     }
     if as_json:
@@ -130,7 +128,7 @@ def cache(clear: flags.Clear = False, as_json: flags.Json = False) -> None:
     found = pictures.entries()
     if clear:
         pictures.clear()
-        err.print(f"{len(found):,} sets of decoded pictures taken away, {sum(e.bytes for e in found) / 1e6:,.0f} MB")
+        err.print(f"sets of decoded pictures taken away: {len(found):,}, {sum(e.bytes for e in found) / 1e6:,.0f} MB")
     if as_json:
         print(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in found]))
     elif not clear:

@@ -27,7 +27,7 @@ from .modelfile import ModelFile, load_model
 from .models import build, fit_whitening
 from .recipe import Recipe
 
-WHITENED = 5000  # training images that a whitening layer is fitted to
+WHITENED = 5000, 5000 * 64 * 64  # training images, and their pixels, that a whitening layer is fitted to at most
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
         seed=recipe.seed,
         pretrained=pretrained,
     )
-    fit_whitening(model, data.train.at(slice(WHITENED)).cpu())
+    height, width = data.input.size
+    fit_whitening(model, data.train.at(slice(min(WHITENED[0], max(WHITENED[1] // (height * width), 1)))).cpu())
     return model.to(pick_device(recipe.device))
 
 

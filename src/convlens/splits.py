@@ -56,7 +56,11 @@ class Split:
     def to(self, device: torch.device) -> Split:
         if device == self.store.device:
             return self
-        return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
+        shape = len(self), *self.store.shape[1:]
+        images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+        for places in self.blocks():  # the whole may not fit into this machine's memory
+            images[places.to(device)] = self.at(places).to(device)
+        return Split(images, self.labels.to(device), self.index.to(device))
 
 
 def hold_out(
