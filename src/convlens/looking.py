@@ -56,8 +56,8 @@ def show(
     from .pictures import mean_and_std
     from .session import recipe_from
 
-    columns = flags.columns(path_column, label_column, split_column, group_column)
-    loaded = load(data, recipe_from("quick", columns | {"data.val": 0.0}, ()), data_dir, progress=decoding())
+    names = flags.columns(path_column, label_column, split_column, group_column)
+    loaded = load(data, recipe_from("quick", names | {"data.val": 0.0}, ()), data_dir, progress=decoding())
     mean, std = mean_and_std(loaded.train, 60_000)  # of all, but for a huge set
     found: dict[str, Any] = {
         "name": loaded.name,
