@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convlens import Recipe, Run, UserError, cache, cli, fit, load
+from convlens import Predictor, Recipe, Run, UserError, cache, cli, fit, load
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
 from convlens.splits import hold_out
@@ -234,6 +234,25 @@ def test_a_run_taken_up_or_started_again_decodes_nothing(finished, tmp_path, mon
     assert not decoded
     load(root, run.recipe.override({"data.size": [20, 20]}))
     assert len(decoded) == 37
+
+
+def test_what_a_threshold_promises_is_counted_on_the_validation_files(tmp_path) -> None:
+    """Read again from the disk, one by one: the share that reaches it, and of these the share that is right."""
+    root = album(tmp_path / "album", 140, (16, 16))
+    for i in range(0, 140, 7):  # a seventh of them under a wrong name
+        (root / "red" / f"{i:03}.png").rename(root / "blue" / f"red-{i:03}.png")
+        (root / "green" / f"{i:03}.png").rename(root / "red" / f"green-{i:03}.png")
+    made = Recipe.from_dict({"epochs": 2, "batch_size": 32, "data": {"val": 0.4}})
+    run = fit(made, load(root, made), tmp_path / "runs")
+    truth = {row["path"]: row["label"] for row in rows_of(run.path / "split.csv") if row["split"] == "val"}
+    predictor = Predictor.load(run.path)
+    curve = predictor.file.calibration.curve
+    point = predictor.file.calibration.reaching((curve[0].accuracy + curve[-1].accuracy) / 2)
+    rows = list(predictor.predict([root / path for path in truth], threshold=point.threshold))
+    right = [row.label == label for row, label in zip(rows, truth.values(), strict=True) if row.label != "unknown"]
+    assert len(right) < len(truth) > 100
+    assert point.coverage == pytest.approx(len(right) / len(truth), abs=1e-12)
+    assert point.accuracy == pytest.approx(sum(right) / len(right), abs=1e-12)
 
 
 def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
