@@ -42,6 +42,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's own memory, mapped files aside")
 def test_training_takes_less_memory_than_the_pixels(tmp_path) -> None:
     random = np.random.default_rng(0)

@@ -16,10 +16,10 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels. `store` uint8 (M, C, H, W) is in memory, or on the disk and mapped into it, pixel by pixel
-    (channels last, as convolutions take them fastest); `labels` int64 (N,); `index` int64 (N,): each image's place in
-    its file or listing; `rows` int64 (N,): its place in the store, which may hold other splits' images too (None: all
-    of the store, in order)."""
+    """Images with labels. `store` uint8 (M, C, H, W) is in memory, or on the disk and mapped into it read-only (writing
+    to it ends the process), pixel by pixel (channels last, as convolutions take them fastest); `labels` int64 (N,);
+    `index` int64 (N,): each image's place in its file or listing; `rows` int64 (N,): its place in the store, which may
+    hold other splits' images too (None: all of the store, in order)."""
 
     store: Tensor
     labels: Tensor
