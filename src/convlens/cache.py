@@ -171,6 +171,7 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
 
 def _decoded(root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """Chunks of pixels (n, H, W, C) in order, and of each picture what is to be known; a few chunks are in the air."""
+    size = min(CHUNK[0], max(CHUNK[1] // (spec.size[0] * spec.size[1] * spec.channels), 1))
 
     def chunk(first: int) -> tuple[np.ndarray, list[Row]]:
         names = paths[first : first + size]
@@ -185,10 +186,7 @@ def _decoded(root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[tupl
             rows.append((image, found, problem))
         return block, rows
 
-    workers, size = (
-        os.cpu_count() or 1,
-        min(CHUNK[0], max(CHUNK[1] // (spec.size[0] * spec.size[1] * spec.channels), 1)),
-    )
+    workers = os.cpu_count() or 1
     pool = ThreadPoolExecutor(workers, "decode")  # Pillow lets other threads run while it decodes and resizes
     waiting: deque[Future[tuple[np.ndarray, list[Row]]]] = deque()
     try:

@@ -65,11 +65,7 @@ def list_pictures(path: str | Path, config: DataConfig | None = None) -> Listing
     else:
         raise UserError(f"{path} is neither a folder of pictures nor a .csv that lists them")
     if not found.entries:
-        bad = (
-            f"; files that cannot be used: {len(found.bad):,}, such as {next(iter(found.bad.items()))}"
-            if found.bad
-            else ""
-        )
+        bad = f"; {len(found.bad):,} cannot be used, such as {next(iter(found.bad.items()))}" if found.bad else ""
         raise UserError(f"{path} lists no pictures (JPEG, PNG, WebP, GIF, TIFF or BMP){bad}")
     found.entries.sort(key=lambda entry: entry.path)
     return found
