@@ -384,3 +384,16 @@ def test_moving(tmp_path: Path) -> None:
     assert data.val is not None
     for split in (data.train, data.val, data.test):
         assert {t.device.type for t in (split.images, split.labels, split.index)} == {"meta"}
+
+
+def test_moving_a_part_of_a_store_block_by_block() -> None:
+    """cpu:0 is another device than cpu to `to`, though it is the same."""
+    store = torch.randint(0, 256, (2000, 64, 64, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    rows = torch.randperm(2000)[:1500]
+    split = Split(store, rows % 7, torch.arange(1500), rows)
+    assert len(list(split.blocks())) > 2
+    moved = split.to(torch.device("cpu:0"))
+    assert moved.rows is None
+    assert torch.equal(moved.store, store[rows])
+    assert moved.store.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved.labels, split.labels)

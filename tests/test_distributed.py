@@ -18,12 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
-from convlens import Data, InputSpec, Recipe, Run, Split, UserError, build, checkpoint, fit, load, train
+from convlens import Data, InputSpec, Recipe, Run, Split, UserError, build, cache, checkpoint, fit, load, train
 from convlens.distributed import in_turn, most, on_main, parallel, rank
 from convlens.evaluation import logits_of
 from convlens.fitting import advance, finish
@@ -371,6 +373,36 @@ def test_the_program_in_two_processes_and_its_files(data, tmp_path) -> None:
         assert [float(p) for p in mine[4:]] == pytest.approx([float(p) for p in theirs[4:]], abs=1e-4)
     assert run.metrics["test"]["loss"] == pytest.approx(alone.metrics["test"]["loss"], rel=1e-4)
     assert run.metrics["test"]["images"] == len(data.test)
+
+
+def test_a_folder_trains_in_two_processes_and_is_decoded_once(tmp_path, monkeypatch) -> None:
+    """Both map the cache that the main process fills; the other could not: its files end at 1,000 bytes."""
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    for i in range(90):
+        folder = tmp_path / "album" / "abc"[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(random.normal(60 * (i % 3 + 1), 40, (24, 20, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    recipe = replace(SHORT, batch_size=17, augment=AugmentConfig(flip=True, scale=0.6))
+    (tmp_path / "given.toml").write_text(recipe.to_toml())
+    mute = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    named = ("--recipe", tmp_path / "given.toml", "--out", tmp_path, "--name", "two", "--no-plots")
+    codes, said = Two("train", tmp_path / "album", *named, before=mute, where=1).end()
+    assert codes == [0, 0], said
+    assert said[0].count("decoded 90 pictures in") == 1
+    assert said[1] == ""
+    assert [entry.pictures for entry in cache.entries()] == [90]
+    made = cache.entries()[0].path.stat().st_ino
+    told: list[int] = []
+    alone = fit(recipe, load(tmp_path / "album", recipe, progress=lambda done, _: told.append(done)), tmp_path, "one")
+    assert not told
+    assert [entry.path.stat().st_ino for entry in cache.entries()] == [made]
+    two = Run.open(tmp_path / "two")
+    assert (two.path / "split.csv").read_text() == (alone.path / "split.csv").read_text()
+    for row, other in zip(two.history, alone.history, strict=True):
+        for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4)
 
 
 def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path) -> None:

@@ -113,6 +113,22 @@ def test_logits_of_a_split(name: str, training: bool, split: Split) -> None:
     torch.testing.assert_close(whole, by_hand, atol=1e-5, rtol=1e-5)
 
 
+def test_batches_of_large_images_are_smaller() -> None:
+    sizes: list[int] = []
+
+    class Pixel(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return images[:, :, 0, 0].float()
+
+    for side, expected in ((64, [1000, 100]), (128, [250] * 4 + [100]), (4096, [1] * 2)):
+        images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(sum(expected), -1, -1, -1)
+        split = Split(images, torch.zeros(len(images)), torch.arange(len(images)))
+        assert len(logits_of(nn.Sequential(Pixel(), nn.Linear(3, 2)), split)) == len(images)
+        assert sizes == expected
+        sizes.clear()
+
+
 def test_the_mode_is_put_back_after_an_error(split: Split) -> None:
     model = build("lenet5", channels=3, classes=10, size=(28, 28)).train()
     with pytest.raises(ValueError, match="images must be"):

@@ -186,7 +186,7 @@ def test_rows_that_cannot_be_used(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,klass\n1.jpg,a\n", "no column 'label' but 'path', 'klass'; --set data.label_column=NAME says"),
+        ("path,klass\n1.jpg,a\n", "no column 'label' but 'path', 'klass'; --label-column NAME says"),
         ("path,label\n", "no rows"),
         ("", "no column 'path'"),
         ("path,label\n1.jpg,\n", "line 2: the label is empty"),

@@ -168,7 +168,7 @@ def test_too_small_an_image_and_the_smallest_that_works(name: str) -> None:
         at(works - 1)
     message = str(caught.value)
     assert message.startswith(f"the model {name} does not take images of {works - 1} x {works - 1}: layer ")
-    assert re.search(r"layer [\w.]+ \((Conv2d|MaxPool2d|AvgPool2d), kernel \d\) does not fit", message)
+    assert re.search(r"layer [\w.]+ \((Conv2d|Whiten|MaxPool2d|AvgPool2d), kernel \d\) does not fit", message)
     assert re.search(r"floor\(\(\d+ \+ 2·\d - \d\) / \d\) \+ 1 = (0|-\d+)", message)
     assert "left over" not in message
     assert message.endswith(f"; images of {works} x {works} pixels or more do")

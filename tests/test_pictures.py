@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convlens import Recipe, Run, UserError, fit, load
+from convlens import Predictor, Recipe, Run, UserError, cache, cli, fit, load
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
 from convlens.splits import hold_out
@@ -165,7 +165,7 @@ def test_bad_files_are_left_out_named_and_counted(tmp_path) -> None:
     assert {**data.bad} == {"red/005.png": data.bad["red/005.png"], "red/empty.png": "the file is empty"}
     assert data.bad["red/005.png"].startswith("the file is damaged")
     assert len(data.files) == 59
-    assert any(sentence.startswith("2 files cannot be used") for sentence in data.said)
+    assert any(sentence.startswith("files that cannot be used are left out (2);") for sentence in data.said)
     with pytest.raises(UserError, match=r"2 of 61 files in .* cannot be used .* --set data.max_bad=0.04"):
         load(tmp_path, recipe(max_bad=0.02))
 
@@ -174,7 +174,9 @@ def test_a_class_whose_every_file_is_bad(tmp_path) -> None:
     album(tmp_path, 3)
     for path in (tmp_path / "red").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(UserError, match="none of the 3 pictures of the class red can be used"):
+    with pytest.raises(
+        UserError, match="no picture of the class red can be used \\(3 cannot; the first: the file is not a picture"
+    ):
         load(tmp_path, recipe(max_bad=0.9))
 
 
@@ -216,8 +218,41 @@ def test_a_run_finds_its_splits_again(finished) -> None:
     with pytest.raises(UserError, match="not those that this run was trained on"):
         run.load_data(moved)
     (moved / "green" / "000.png").unlink()
-    with pytest.raises(UserError, match="1 of the pictures that the run was trained on are not in"):
+    with pytest.raises(UserError, match=r"lacks 1 of the pictures .* trained on: green/000\.png"):
         run.load_data(moved)
+
+
+def test_a_run_taken_up_or_started_again_decodes_nothing(finished, tmp_path, monkeypatch) -> None:
+    """Also where a file is bad, or `limit` has left some out."""
+    root, run = finished
+    decoded: list[str] = []
+    read = cache.read_picture
+    monkeypatch.setattr(cache, "read_picture", lambda path, spec: decoded.append(path.name) or read(path, spec))
+    run.load_data()
+    again = fit(run.recipe, load(root, run.recipe, limit=20), tmp_path / "runs")
+    again.load_data()
+    assert not decoded
+    load(root, run.recipe.override({"data.size": [20, 20]}))
+    assert len(decoded) == 37
+
+
+def test_what_a_threshold_promises_is_counted_on_the_validation_files(tmp_path) -> None:
+    """Read again from the disk, one by one: the share that reaches it, and of these the share that is right."""
+    root = album(tmp_path / "album", 140, (16, 16))
+    for i in range(0, 140, 7):  # a seventh of them under a wrong name
+        (root / "red" / f"{i:03}.png").rename(root / "blue" / f"red-{i:03}.png")
+        (root / "green" / f"{i:03}.png").rename(root / "red" / f"green-{i:03}.png")
+    made = Recipe.from_dict({"epochs": 2, "batch_size": 32, "data": {"val": 0.4}})
+    run = fit(made, load(root, made), tmp_path / "runs")
+    truth = {row["path"]: row["label"] for row in rows_of(run.path / "split.csv") if row["split"] == "val"}
+    predictor = Predictor.load(run.path)
+    curve = predictor.file.calibration.curve
+    point = predictor.file.calibration.reaching((curve[0].accuracy + curve[-1].accuracy) / 2)
+    rows = list(predictor.predict([root / path for path in truth], threshold=point.threshold))
+    right = [row.label == label for row, label in zip(rows, truth.values(), strict=True) if row.label != "unknown"]
+    assert len(right) < len(truth) > 100
+    assert point.coverage == pytest.approx(len(right) / len(truth), abs=1e-12)
+    assert point.accuracy == pytest.approx(sum(right) / len(right), abs=1e-12)
 
 
 def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
@@ -239,10 +274,16 @@ def test_the_program(tmp_path, convlens) -> None:
     assert "brought to 24 x 20, cropped at the centre where the proportions differ, in colour\n" in ended.stderr
     assert "held out as the test split" in ended.stderr
     assert "passed over: a .txt file (1)" in ended.stderr
-    assert "1 files cannot be used" in ended.stderr
+    assert "files that cannot be used are left out (1);" in ended.stderr
     run = json.loads(ended.stdout)["run"]
     assert Run.open(run).recipe.name == "photos"
-    measured = convlens("evaluate", run, "--json")
+    environment = {**os.environ, "CONVLENS_CACHE": str(tmp_path / "new")}
+    measured = convlens("evaluate", run, "--json", env=environment)
+    assert "decoded 37 pictures in" in measured.stderr
+    explained = convlens(
+        "explain", run, "test:0", "--no-feature-maps", env={**environment, "CONVLENS_CACHE": str(tmp_path / "newer")}
+    )
+    assert "decoded 37 pictures in" in explained.stderr
     assert json.loads(measured.stdout)["accuracy"] == json.loads(ended.stdout)["test"]["accuracy"]
     strict = convlens("train", root, "--strict", "--out", tmp_path / "r")
     assert strict.returncode == 2
@@ -250,7 +291,37 @@ def test_the_program(tmp_path, convlens) -> None:
     assert "red/bad.png: the file is empty" in strict.stderr
     named = convlens("train", "mnist-5k", "--size", "14")
     assert named.returncode == 2
-    assert "size, channels and resize are for pictures of your own" in named.stderr
+    assert "size, channels, resize and columns are for pictures of your own" in named.stderr
+
+
+def test_the_columns_of_a_csv_have_flags(tmp_path, capsys) -> None:
+    """The same table under other names: every command reads the splits and groups that the plain one has."""
+    album(tmp_path / "album", 30)
+    flags = ["--path-column", "file", "--label-column", "species", "--split-column", "part", "--group-column", "plant"]
+    files = sorted((tmp_path / "album").rglob("*.png"))
+    with (tmp_path / "all.csv").open("w", newline="") as file:
+        rows = [
+            (f"album/{p.parent.name}/{p.name}", p.parent.name, ("train", "test")[i % 30 > 24], i // 5)
+            for i, p in enumerate(files)
+        ]
+        csv.writer(file).writerows([("file", "species", "part", "plant"), *rows])
+    quick = ["--recipe", "quick", "--set", "data.val=0.2"]
+
+    def said(command: str, *more: object) -> tuple[str, str]:
+        cli.app([command, *map(str, (tmp_path / "all.csv", *flags, *more))], standalone_mode=False)
+        return capsys.readouterr()
+
+    trained, _ = said("train", *quick, "--epochs", 1, "--no-plots", "--json", "--out", tmp_path / "r")
+    split = {row["path"]: row["split"] for row in rows_of(Path(json.loads(trained)["run"]) / "split.csv")}
+    for name, _, part, plant in rows:
+        assert (split[name] == "test") == (part == "test")
+        assert len({split[other] for other, _, _, group in rows if group == plant}) == 1
+    assert json.loads(said("show", "--json", "--out", tmp_path / "shown")[0])["train"] == [25, 25, 25]
+    assert json.loads(said("check", "--no-labels", "--json")[0])["counts"]["red"] == {"train": 25, "test": 5}
+    _, found = said("lr-find", *quick, "-b", 16, "--out", tmp_path / "lr")
+    assert " ".join(flags) in found.splitlines()[-1]
+    said("tune", *quick, "--epochs", 1, "--trials", 1, "--out", tmp_path / "t")
+    assert 'group_column = "plant"' in (tmp_path / "t" / "best.toml").read_text()
 
 
 @pytest.mark.data

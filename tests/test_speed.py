@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import Recipe, build, fit, load
+from convlens import InputSpec, Recipe, Split, build, fit, load, run
 from convlens.data import Data
 from convlens.evaluation import logits_of
 from convlens.fitting import kept_model
@@ -19,6 +20,7 @@ from convlens.models import fit_whitening
 from convlens.models.normalize import Normalize
 from convlens.models.speed import EPS, Whiten
 from convlens.recipe import AugmentConfig, ModelConfig, OptimConfig
+from convlens.recipes import PHOTOS
 from convlens.run import make_model
 
 SMALL = {"widths": [8, 12], "convs": 1}
@@ -95,6 +97,18 @@ def test_fitting_goes_through_the_normalisation_and_spares_other_networks() -> N
     assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize(("side", "fitted"), [(64, 5000), (128, 1250)])
+def test_large_images_are_whitened_by_fewer(side: int, fitted: int, recipe: Recipe, monkeypatch) -> None:
+    """64 x 64 and less: by the first 5,000."""
+    seen: list[int] = []
+    monkeypatch.setattr(run, "fit_whitening", lambda _, images: seen.append(len(images)))
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(5200, -1, -1, -1)
+    split = Split(images, torch.zeros(5200), torch.arange(5200))
+    data = Data("x", ("a", "b"), InputSpec((side, side), 3), (0.5,) * 3, (0.2,) * 3, True, "", split, None, split)
+    make_model(replace(recipe, model=ModelConfig("resnet20")), data)
+    assert seen == [fitted]
+
+
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return Recipe(
@@ -139,6 +153,14 @@ def test_whitening_and_the_scales_of_the_norms_are_not_trained(recipe: Recipe, d
     assert golden_difference(file) == 0
     assert torch.equal(logits_of(file.model, data.test), logits_of(after, data.test))
     assert torch.equal(file.model.network.features[0].weight, before.network.features[0].weight)
+
+
+@pytest.mark.parametrize(("side", "halvings"), [(64, 4), (18, 4), (17, 3), (8, 2), (3, 0)])
+def test_sides_of_one_pixel_are_not_halved(side: int, halvings: int) -> None:
+    """So the recipe that your own pictures get takes tiny ones, too; its first layer is 3 pixels wide."""
+    model = build("speednet", channels=3, classes=4, size=(side, 2 * side), args=PHOTOS.model.args)
+    assert [type(layer) for layer in model.modules()].count(nn.MaxPool2d) == halvings
+    assert model(torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)).shape == (2, 4)
 
 
 def test_the_arguments_reach_the_network() -> None:

@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Measure a run's model on the test set again: accuracy, loss, every class, and how far to trust it."""
     from .calibration import report
-    from .console import calibration_line, err, metrics_table, out
+    from .console import calibration_line, decoding, err, metrics_table, out
     from .device import pick_device
     from .evaluation import answers_of, metrics_of
     from .modelfile import golden_difference
@@ -36,7 +36,7 @@ def evaluate(
     if difference > 1e-4:
         err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
         raise typer.Exit(GATE)
-    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir))
+    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir, decoding()))
     metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
     if as_json:
         print(json.dumps({**metrics.to_dict(), "calibration": calibration}))
@@ -59,7 +59,7 @@ def explain(
     """See what every layer makes of an image."""
     import torch
 
-    from .console import err
+    from .console import decoding, err
     from .gallery import draw_feature_maps
     from .images import preprocess
     from .predict import Predictor
@@ -71,7 +71,7 @@ def explain(
     for given in images:
         split, _, number = given.partition(":")
         if split in ("train", "val", "test") and number.isdecimal():
-            data = data or opened.load_data(data_dir)
+            data = data or opened.load_data(data_dir, decoding())
             part = getattr(data, split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")

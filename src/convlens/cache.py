@@ -29,7 +29,7 @@ from .images import QUIET, Facts, InputSpec, read_picture
 
 FORMAT = 1  # of an entry; also to be raised when `images` makes other pixels of the same file
 BOUND = 20.0  # GB of all entries together, unless CONVLENS_CACHE_GB says otherwise
-CHUNK = 64  # pictures that a thread decodes at a time
+CHUNK = 64, 1 << 20  # pictures, and their pixels and channels, that a thread decodes at a time at most
 
 Progress = Callable[[int, int], None]
 Row = tuple[np.ndarray, Facts | None, str]  # of one picture: its pixels, what it says of itself, what is wrong with it
@@ -37,8 +37,9 @@ Row = tuple[np.ndarray, Facts | None, str]  # of one picture: its pixels, what i
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels` uint8 (N, H, W, C), memory-mapped, a row a file; black where `problems` has the file's place, with the
-    reason. `digests` uint8 (N, 16): equal where the pixels are. `facts` of each file, None where it is no picture."""
+    """`pixels` uint8 (N, H, W, C), memory-mapped and read-only, a row a file; black where `problems` has the file's
+    place, with the reason. `digests` uint8 (N, 16): equal where the pixels are. `facts` of each file, None where it is
+    no picture."""
 
     pixels: np.ndarray
     digests: np.ndarray
@@ -170,9 +171,10 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
 
 def _decoded(root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """Chunks of pixels (n, H, W, C) in order, and of each picture what is to be known; a few chunks are in the air."""
+    size = min(CHUNK[0], max(CHUNK[1] // (spec.size[0] * spec.size[1] * spec.channels), 1))
 
     def chunk(first: int) -> tuple[np.ndarray, list[Row]]:
-        names = paths[first : first + CHUNK]
+        names = paths[first : first + size]
         block = np.zeros((len(names), *spec.size, spec.channels), np.uint8)
         rows: list[Row] = []
         for image, name in zip(block, names, strict=True):
@@ -188,7 +190,7 @@ def _decoded(root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[tupl
     pool = ThreadPoolExecutor(workers, "decode")  # Pillow lets other threads run while it decodes and resizes
     waiting: deque[Future[tuple[np.ndarray, list[Row]]]] = deque()
     try:
-        for first in range(0, len(paths), CHUNK):
+        for first in range(0, len(paths), size):
             waiting.append(pool.submit(chunk, first))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
@@ -202,8 +204,8 @@ def _open(entry: Path, count: int, spec: InputSpec) -> Decoded:
     about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
     shape = (count, *spec.size, spec.channels)
     return Decoded(
-        # "c": torch wants memory that may be written to; what would be written stays in this process
-        pixels=np.memmap(entry / "pixels.u8", np.uint8, "c", shape=shape),
+        # Read-only: of a mapping that may be written to, Linux wants the whole to fit into its memory
+        pixels=np.memmap(entry / "pixels.u8", np.uint8, "r", shape=shape),
         digests=np.fromfile(entry / "digests.u8", np.uint8).reshape(count, 16),
         facts=[fact and Facts((fact[0][0], fact[0][1]), *fact[1:]) for fact in about["facts"]],
         problems={int(place): problem for place, problem in about["problems"].items()},

@@ -168,7 +168,8 @@ def counted(rows: Iterable[Prediction], counts: Counter[str], bar: bool) -> Iter
 
 def predictions_line(counts: Counter[str], threshold: float | None) -> str:
     """`1,204 pictures classified, 3 could not be read, 41 unknown (below 0.93), 5 unusual`."""
-    parts = [f"{counts['pictures'] - counts['bad']:,} pictures classified"]
+    good = counts["pictures"] - counts["bad"]
+    parts = [f"{good:,} picture{'s' * (good != 1)} classified"]
     parts += [f"{counts['bad']:,} could not be read"] if counts["bad"] else []
     parts += [] if threshold is None else [f"{counts['unknown']:,} unknown (below {threshold:.9g})"]
     parts += [f"{counts['unusual']:,} unusual"] if counts["unusual"] else []

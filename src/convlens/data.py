@@ -21,6 +21,9 @@ from .readers import read
 from .recipe import AugmentConfig, DataConfig, Recipe
 from .splits import Split, hold_out
 
+# What a recipe's data says of pictures of your own alone; their `test` and `max_bad` do no harm elsewhere
+OF_YOUR_OWN = ("size", "channels", "resize", "path_column", "label_column", "split_column", "group_column")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -75,9 +78,9 @@ def load(
         return _load_own(Path(str(name)).expanduser(), recipe, limit, pinned, progress)
     spec = name if isinstance(name, DatasetSpec) else get_spec(str(name))
     config, plain = recipe.data, DataConfig()
-    if (config.size, config.channels, config.resize) != (plain.size, plain.channels, plain.resize):
+    if any(getattr(config, key) != getattr(plain, key) for key in OF_YOUR_OWN):
         raise UserError(
-            f"size, channels and resize are for pictures of your own; the images of {spec.name} are as they are"
+            f"size, channels, resize and columns are for pictures of your own; those of {spec.name} are as they are"
         )
     train_arrays, test_arrays = read(spec, data_dir)
     train, test = (_split(images, labels) for images, labels in (train_arrays, test_arrays))

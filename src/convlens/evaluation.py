@@ -17,6 +17,8 @@ from .device import autocast, keep_memory
 from .distributed import gathered, portion
 from .splits import Split
 
+LARGEST = 1000 * 3 * 64 * 64  # pixels and channels of a batch: the maps of all its images take many times the memory
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -68,12 +70,14 @@ def logits_of(
 ) -> Tensor:
     """Logits (N, K) float32 on the CPU, in evaluation mode and without gradients; the model's mode is put back.
 
-    A split of its own device is moved to the model's batch by batch. `tta` averages over views of every image: `mirror`
-    it and its mirror image; `mirror-shift` gives the same pair, moved by one pixel along both diagonals, half of the
-    weight (Jordan, arXiv:2404.00498). `sharded` lets each of the processes that train together take its share of the
-    images; all get all logits, and all must call it. `precision` bf16 is faster on a GPU; what is shipped is fp32.
+    Batches of large images are smaller. A split of its own device is moved to the model's batch by batch. `tta`
+    averages over views of every image: `mirror` it and its mirror image; `mirror-shift` gives the same pair, moved by
+    one pixel along both diagonals, half of the weight (Jordan, arXiv:2404.00498). `sharded` lets each of the processes
+    that train together take its share of the images; all get all logits, and all must call it. `precision` bf16 is
+    faster on a GPU; what is shipped is fp32.
     """
     keep_memory()
+    batch_size = min(batch_size, max(LARGEST // split.store[0].numel(), 1))
     places = torch.arange(len(split), device=split.labels.device)
     places = portion(places) if sharded else places
     device, weighted = next(model.parameters()).device, views(tta)

@@ -51,6 +51,14 @@ Resize = Annotated[
     str | None, typer.Option("--resize", metavar="fit|crop|stretch", help="Pad, cut or distort what is not as wide.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop where any file cannot be used.")]
+PathColumn = Annotated[str | None, typer.Option("--path-column", metavar="NAME", help="A CSV's column of paths.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Its column of classes.")]
+SplitColumn = Annotated[
+    str | None, typer.Option("--split-column", metavar="NAME", help="Its column of splits (train, val, test).")
+]
+GroupColumn = Annotated[
+    str | None, typer.Option("--group-column", metavar="NAME", help="Its column of what stays on one side of a split.")
+]
 
 # What `check` looks at
 Labels = Annotated[
@@ -213,6 +221,16 @@ def reading(size: str | None, gray: bool, resize: str | None) -> dict[str, objec
         "data.size": size and list(pixels(size)),
         "data.channels": 1 if gray else None,
         "data.resize": resize,
+    }
+
+
+def columns(path: str | None, label: str | None, split: str | None, group: str | None) -> dict[str, str | None]:
+    """What the flags call the columns of a CSV, as settings of a recipe; None where they say nothing."""
+    return {
+        "data.path_column": path,
+        "data.label_column": label,
+        "data.split_column": split,
+        "data.group_column": group,
     }
 
 

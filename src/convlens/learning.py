@@ -20,6 +20,10 @@ def train(
     gray: flags.Gray = False,
     resize: flags.Resize = None,
     strict: flags.Strict = False,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     epochs: flags.Epochs = None,
     batch_size: flags.BatchSize = None,
     lr: flags.Lr = None,
@@ -47,6 +51,7 @@ def train(
     given: dict[str, Any] = {
         "model.name": model,
         **flags.reading(size, gray, resize),
+        **flags.columns(path_column, label_column, split_column, group_column),
         "data.max_bad": 0.0 if strict else None,
         "epochs": epochs,
         "batch_size": None if batch_size == "auto" else batch_size and flags.number(batch_size),
@@ -101,6 +106,10 @@ def lr_find(
     opt: flags.Opt = None,
     seed: flags.Seed = None,
     device: flags.Device = None,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     settings: flags.Settings = None,
     data_dir: flags.DataDir = None,
     limit: flags.Limit = None,
@@ -116,7 +125,8 @@ def lr_find(
     from .session import data_for, recipe_from, say_rate, usual_recipe
 
     given = {"model.name": model, "batch_size": batch_size, "optim.name": opt, "seed": seed, "device": device}
-    made = recipe_from(recipe or usual_recipe(data), given, settings or ())
+    columns = flags.columns(path_column, label_column, split_column, group_column)
+    made = recipe_from(recipe or usual_recipe(data), given | columns, settings or ())
     loaded = data_for(made, data, data_dir, limit)
     found = find_lr(make_model(made, loaded), loaded, made, steps)
     make_folder(out)
@@ -132,6 +142,8 @@ def lr_find(
         "--seed": seed,
         "--device": device,
     }
+    said |= {"--path-column": path_column, "--label-column": label_column}
+    said |= {"--split-column": split_column, "--group-column": group_column}
     said |= {"--data-dir": data_dir, "--limit": limit}
     say_rate(found, made, picture, ["convlens", "train", data], said, settings or ())
 
@@ -148,6 +160,10 @@ def tune(
     opt: flags.Opt = None,
     seed: flags.Seed = None,
     device: flags.Device = None,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     settings: flags.Settings = None,
     data_dir: flags.DataDir = None,
     limit: flags.Limit = None,
@@ -160,7 +176,8 @@ def tune(
     from .tune import vary as read_vary
 
     given = {"model.name": model, "epochs": epochs, "batch_size": batch_size, "optim.name": opt, "seed": seed}
-    made = recipe_from(recipe or usual_recipe(data), {**given, "device": device}, settings or ())
+    columns = flags.columns(path_column, label_column, split_column, group_column)
+    made = recipe_from(recipe or usual_recipe(data), {**given, "device": device, **columns}, settings or ())
     space = dict(read_vary(text, made) for text in vary or ())
     loaded = data_for(made, data, data_dir, limit)
     folder = out or Path("tuned") / f"{loaded.name}-{made.name}"

@@ -65,7 +65,7 @@ def list_pictures(path: str | Path, config: DataConfig | None = None) -> Listing
     else:
         raise UserError(f"{path} is neither a folder of pictures nor a .csv that lists them")
     if not found.entries:
-        bad = f"; {len(found.bad):,} files cannot be used, such as {next(iter(found.bad.items()))}" if found.bad else ""
+        bad = f"; {len(found.bad):,} cannot be used, such as {next(iter(found.bad.items()))}" if found.bad else ""
         raise UserError(f"{path} lists no pictures (JPEG, PNG, WebP, GIF, TIFF or BMP){bad}")
     found.entries.sort(key=lambda entry: entry.path)
     return found
@@ -251,7 +251,7 @@ def _rows(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, 
             for key, name in columns.items():
                 optional = key in ("split", "group") and name == key
                 if name not in names and not optional:
-                    flag = f"; --set data.{key}_column=NAME says which holds it" if name == key else ""
+                    flag = f"; --{key}-column NAME says which holds it" if name == key else ""
                     raise UserError(f"{path} has no column {name!r} but {', '.join(map(repr, names))}{flag}")
             for row in reader:
                 yield reader.line_num, {key: (row.get(name) or "").strip() for key, name in columns.items()}

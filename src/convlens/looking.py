@@ -41,28 +41,31 @@ def datasets(data_dir: flags.DataDir = None, as_json: flags.Json = False) -> Non
 
 def show(
     data: flags.DataName,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     data_dir: flags.DataDir = None,
     out: flags.Out = Path("shown"),
     as_json: flags.Json = False,
 ) -> None:
     """Look at a data set: a grid with labels, the number of images of every class, mean and standard deviation."""
-    import torch
-
     from .console import decoding, err, print_table
     from .data import load
     from .gallery import draw_data
-    from .recipe import DataConfig, Recipe
+    from .pictures import mean_and_std
+    from .session import recipe_from
 
-    loaded = load(data, Recipe(data=DataConfig(val=0.0)), data_dir, progress=decoding())
-    some = torch.linspace(0, len(loaded.train) - 1, min(len(loaded.train), 60_000)).long()  # all, but for a huge set
-    pixels = loaded.train.at(some).float().div_(255)
+    names = flags.columns(path_column, label_column, split_column, group_column)
+    loaded = load(data, recipe_from("quick", names | {"data.val": 0.0}, ()), data_dir, progress=decoding())
+    mean, std = mean_and_std(loaded.train, 60_000)  # of all, but for a huge set
     found: dict[str, Any] = {
         "name": loaded.name,
         "classes": loaded.classes,
         "train": loaded.train.labels.bincount(minlength=len(loaded.classes)).tolist(),
         "test": loaded.test.labels.bincount(minlength=len(loaded.classes)).tolist(),
-        "mean": [round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()],
-        "std": [round(v, 4) for v in pixels.std((0, 2, 3)).tolist()],
+        "mean": [*mean],
+        "std": [*std],
         "pictures": [str(path) for path in draw_data(out / loaded.name, loaded)],
     }
     if as_json:
@@ -82,6 +85,10 @@ def check(
     size: flags.PictureSize = None,
     gray: flags.Gray = False,
     resize: flags.Resize = None,
+    path_column: flags.PathColumn = None,
+    label_column: flags.LabelColumn = None,
+    split_column: flags.SplitColumn = None,
+    group_column: flags.GroupColumn = None,
     settings: flags.Settings = None,
     data_dir: flags.DataDir = None,
     html: flags.Html = None,
@@ -94,7 +101,8 @@ def check(
     from .console import check_report, decoding, err
     from .session import recipe_from
 
-    config = recipe_from("photos", flags.reading(size, gray, resize), settings or ()).data
+    columns = flags.columns(path_column, label_column, split_column, group_column)
+    config = recipe_from("photos", flags.reading(size, gray, resize) | columns, settings or ()).data
     if html and not html.parent.is_dir():
         raise UserError(f"cannot write {html}: there is no folder {html.parent}")
     report = find(data, config, data_dir, labels, mirrored, decoding(), err.print)
@@ -120,7 +128,7 @@ def cache(clear: flags.Clear = False, as_json: flags.Json = False) -> None:
     found = pictures.entries()
     if clear:
         pictures.clear()
-        err.print(f"{len(found):,} sets of decoded pictures taken away, {sum(e.bytes for e in found) / 1e6:,.0f} MB")
+        err.print(f"sets of decoded pictures taken away: {len(found):,}, {sum(e.bytes for e in found) / 1e6:,.0f} MB")
     if as_json:
         print(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in found]))
     elif not clear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +67,10 @@ def read_pictures(
     config, listing = recipe.data, list_pictures(path, recipe.data)
     entries = listing.entries if pinned is None else _pinned(listing, pinned, path)
     classes_of(entries, path)  # before anything is decoded
-    read = decode_entries(listing, entries, config, progress)
-    if pinned is None:
+    read = decode_entries(listing, listing.entries, config, progress)  # all of them: so a run finds what its start left
+    if pinned is not None:
+        read = read.only(entries)
+    else:
         _require_few(read.bad, len(entries) + len(listing.bad), config.max_bad, path)
     _require_all_classes(entries, read)
     classes = classes_of(read.entries, path)
@@ -108,11 +111,25 @@ class Read:
         """Gray pictures are often writing or scans, which mirroring makes wrong."""
         return self.input.channels == 3
 
+    def only(self, entries: Sequence[Entry]) -> Read:
+        """Those of some of the files, which may be in other splits now."""
+        wanted = {entry.path: entry for entry in entries}
+        kept = [place for place, entry in enumerate(self.entries) if entry.path in wanted]
+        return replace(
+            self,
+            entries=[wanted[self.entries[place].path] for place in kept],
+            rows=[self.rows[place] for place in kept],
+            digests=self.digests[kept],
+            facts=[self.facts[place] for place in kept],
+        )
+
     def labelled(self, classes: Sequence[str]) -> Split:
         """All that can be used, with labels that count `classes`."""
         number = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([number[entry.label] for entry in self.entries], dtype=torch.int64)
-        store = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes to it
+            store = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
         return Split(store, labels, torch.arange(len(labels)), torch.tensor(self.rows, dtype=torch.int64))
 
 
@@ -171,7 +188,7 @@ def _pinned(listing: Listing, pinned: Mapping[str, str], path: str | Path) -> li
     found = {entry.path: entry for entry in listing.entries}
     gone = [name for name in pinned if name not in found]
     if gone:
-        raise UserError(f"{len(gone):,} of the pictures that the run was trained on are not in {path}: {gone[0]} ...")
+        raise UserError(f"{path} lacks {len(gone):,} of the pictures that the run was trained on: {gone[0]} ...")
     return [replace(found[name], split=split) for name, split in sorted(pinned.items())]
 
 
@@ -190,7 +207,7 @@ def _require_all_classes(entries: Sequence[Entry], read: Read) -> None:
         if entry.label not in left:
             count = sum(other.label == entry.label for other in entries)
             raise UserError(
-                f"none of the {count} pictures of the class {entry.label} can be used (the first: "
+                f"no picture of the class {entry.label} can be used ({count:,} cannot; the first: "
                 f"{read.bad[entry.path]}): mend them, or take the class away"
             )
 
@@ -222,12 +239,17 @@ def _split(
     return train, val if len(val) else None, test, made
 
 
-def mean_and_std(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each channel in 0..1, from pictures evenly over the training split; a constant channel is not divided by 0."""
-    places = torch.linspace(0, len(train) - 1, min(len(train), MEASURED)).long()
-    pixels: Tensor = train.at(places).double() / 255
-    std = pixels.std((0, 2, 3)).clamp(min=1 / 255)
-    return tuple(round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()), tuple(round(v, 4) for v in std.tolist())
+def mean_and_std(train: Split, most: int = MEASURED) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel in 0..1, from at most so many pictures evenly over the training split; a constant channel is not
+    divided by 0."""
+    some = train.take(torch.linspace(0, len(train) - 1, min(len(train), most)).long())
+    counts = torch.zeros(some.store.shape[1], 256, dtype=torch.float64)  # of each value in each channel
+    for places in some.blocks():
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in some.at(places).unbind(1)])
+    values, number = torch.arange(256).double() / 255, counts[0].sum()
+    mean = counts @ values / number
+    std = (counts * (values - mean[:, None]) ** 2).sum(1).div(number - 1).sqrt().clamp(min=1 / 255)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
 def _content_hash(entries: Sequence[Entry], digests: np.ndarray, used: Tensor) -> str:
@@ -258,7 +280,7 @@ def _left_out(listing: Listing, read: Read) -> list[str]:
         said.append(f"passed over: {kinds}")
     frames = sum(fact.frames for fact in read.facts)
     if frames:
-        said.append(f"{frames:,} files have several frames: the first is used")
+        said.append(f"of files with several frames the first is used ({frames:,})")
     if read.bad:
-        said.append(f"{len(read.bad):,} files cannot be used and are left out; bad_files.csv in the run says why")
+        said.append(f"files that cannot be used are left out ({len(read.bad):,}); bad_files.csv in the run says why")
     return said

@@ -27,7 +27,7 @@ from .modelfile import ModelFile, load_model
 from .models import build, fit_whitening
 from .recipe import Recipe
 
-WHITENED = 5000  # training images that a whitening layer is fitted to
+WHITENED = 5000, 5000 * 64 * 64  # training images, and their pixels, that a whitening layer is fitted to at most
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
         seed=recipe.seed,
         pretrained=pretrained,
     )
-    device = pick_device(recipe.device)
+    device, (height, width) = pick_device(recipe.device), data.input.size
     model = model.to(device)
-    fit_whitening(model, data.train.at(slice(WHITENED)).to(device))
+    count = min(WHITENED[0], max(WHITENED[1] // (height * width), 1))
+    fit_whitening(model, data.train.at(slice(count)).to(device))
     return model
 
 

@@ -16,10 +16,10 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels. `store` uint8 (M, C, H, W) is in memory, or on the disk and mapped into it, pixel by pixel
-    (channels last, as convolutions take them fastest); `labels` int64 (N,); `index` int64 (N,): each image's place in
-    its file or listing; `rows` int64 (N,): its place in the store, which may hold other splits' images too (None: all
-    of the store, in order)."""
+    """Images with labels. `store` uint8 (M, C, H, W) is in memory, or on the disk and mapped into it read-only (writing
+    to it ends the process), pixel by pixel (channels last, as convolutions take them fastest); `labels` int64 (N,);
+    `index` int64 (N,): each image's place in its file or listing; `rows` int64 (N,): its place in the store, which may
+    hold other splits' images too (None: all of the store, in order)."""
 
     store: Tensor
     labels: Tensor
@@ -56,7 +56,11 @@ class Split:
     def to(self, device: torch.device) -> Split:
         if device == self.store.device:
             return self
-        return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
+        shape = len(self), *self.store.shape[1:]
+        images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+        for places in self.blocks():  # the whole may not fit into this machine's memory
+            images[places.to(device)] = self.at(places).to(device)
+        return Split(images, self.labels.to(device), self.index.to(device))
 
 
 def hold_out(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from .articles import flat_size, stack
+from .sizes import size_after
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 HEADS: dict[str, Callable[[], list[nn.Module]]] = {
@@ -63,8 +64,8 @@ def speednet(
     momentum: float = 0.4,
 ) -> nn.Module:
     """A whitening convolution and a small batch-norm network. For every width `convs` times (3 x 3 convolution, batch
-    norm, activation), the first halving the sides; then one linear layer. 1,972,792 parameters as it stands on colour
-    images.
+    norm, activation), the first halving the sides, as long as they have two pixels; then one linear layer. 1,972,792
+    parameters as it stands on colour images.
 
     `whiten` is the side of the first layer's filters, 0 for none; it keeps that many `components`, the strongest, 0 for
     all; without `whiten_bias` nothing in it is trained, which saves its gradients. `activation` relu, gelu or silu.
@@ -100,7 +101,10 @@ def speednet(
             nn.init.dirac_(convolution.weight[: min(into, width)])  # the rest of the filters keeps torch's own start
             norm = nn.BatchNorm2d(width, eps=1e-5, momentum=momentum)
             norm.weight.requires_grad = False
-            layers += [convolution, *([nn.MaxPool2d(2)] if i == 0 and halving == "max" else []), norm, act()]
+            layers.append(convolution)
+            if i == 0 and halving == "max" and min(size_after(nn.Sequential(*layers), size)) > 1:
+                layers.append(nn.MaxPool2d(2))
+            layers += [norm, act()]
             into = width
     features = nn.Sequential(*layers)
     linear = nn.Linear(flat_size(features, into, size) if head == "flat" else into, classes, bias=False)
