@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convlens.muon import REST_MOMENTUM, Muon, orthogonal
+from convlens.muon import REST_MOMENTUM, Muon, all_orthogonal, orthogonal
 
 SHAPES = [(8, 27), (27, 8), (16, 16), (12, 200), (200, 12), (1, 9)]
 
@@ -62,6 +62,22 @@ def test_orthogonal_is_about_the_nearest_orthogonal_matrix(shape: tuple[int, int
 
 def test_orthogonal_of_nothing_is_nothing() -> None:
     assert torch.equal(orthogonal(torch.zeros(4, 9)), torch.zeros(4, 9))
+
+
+def test_all_at_once_is_each_by_itself() -> None:
+    """In bf16, as on a GPU: about two digits. Matrices of other shapes in the same stack change nothing."""
+    matrices = [random(*shape, seed=i) for i, shape in enumerate(SHAPES)]
+    together = all_orthogonal(matrices)
+    for matrix, got in zip(matrices, together, strict=True):
+        assert (got.shape, got.dtype) == (matrix.shape, torch.float32)
+        expected = orthogonal(matrix)
+        assert (got - expected).norm() < 0.03 * expected.norm()
+
+
+def test_a_stack_of_matrices_is_each_by_itself() -> None:
+    stack = random(4, 5, 9)
+    for matrix, got in zip(stack, orthogonal(stack), strict=True):
+        torch.testing.assert_close(got, orthogonal(matrix), atol=1e-6, rtol=1e-4)
 
 
 def group(parameters: list[nn.Parameter], **settings: Any) -> dict[str, Any]:

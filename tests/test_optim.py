@@ -17,7 +17,16 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from convlens import build
-from convlens.optim import class_weights, clipping, exchanged, make_optimizer, objective, parameter_groups, schedule
+from convlens.optim import (
+    class_weights,
+    clipping,
+    exchanged,
+    make_optimizer,
+    objective,
+    parameter_groups,
+    schedule,
+    set_rates,
+)
 from convlens.recipe import LossConfig, OptimConfig
 
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
@@ -144,6 +153,17 @@ def test_optimizers_against_plain_torch(config: OptimConfig, plain: Any) -> None
 def names_in(group: dict[str, Any], model: nn.Module) -> set[str]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {names[id(p)] for p in group["params"]}
+
+
+def test_rates_lie_where_a_recorded_step_reads_them() -> None:
+    """A GPU's are tensors, which keep their place; a CPU's are numbers."""
+    optimizer = make_optimizer(small_model(), OptimConfig("sgd", lr=0.2, bias_lr=0.4))
+    kept = optimizer.param_groups[0]["lr"] = torch.tensor(9.0)
+    set_rates(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is kept
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx(
+        [group["peak"] * 0.5 for group in optimizer.param_groups]
+    )
 
 
 def test_groups_are_filters_linear_weights_and_the_rest() -> None:

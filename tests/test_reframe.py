@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -119,6 +120,24 @@ def test_the_warp_is_pillows(strength: float, scale: float, fill: str, shape: tu
     for image, result, box, frame in zip(images, got, cut, frames, strict=True):
         assert_close(result, through(image, box, frame, fill))
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduce", [0.5, 0.75])
+def test_a_reduced_crop_is_what_the_whole_one_shows_between_its_pixels(reduce: float, layout: str) -> None:
+    """On ramps, which a bilinear look at any place reads exactly."""
+    down, right = torch.meshgrid(torch.arange(24) * 8, torch.arange(32) * 7, indexing="ij")
+    images = torch.stack([down, right, torch.full((24, 32), 9)]).to(torch.uint8).expand(5, -1, -1, -1)
+    images = images.contiguous(memory_format=LAYOUTS[layout])
+    whole = reframe(images, 0.5, 0.0, seeded())
+    got = reframe(images, 0.5, 0.0, seeded(), reduce=reduce)
+    assert got.shape == (5, 3, round(24 * reduce), round(32 * reduce))
+    assert got.dtype == torch.uint8
+    assert got.is_contiguous(memory_format=LAYOUTS[layout])
+    expected = F.interpolate(whole.float(), got.shape[2:], mode="bilinear", align_corners=False)
+    assert (got.float() - expected).abs().max() <= 1  # each was rounded
+    alone = augment(images, AugmentConfig(reduce=reduce), seeded())
+    assert alone.shape == got.shape
 
 
 def test_crops_have_the_areas_and_the_places_that_they_should() -> None:

@@ -155,6 +155,21 @@ def test_equal_values_in_a_window_and_windows_below_zero() -> None:
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_largest_of_a_whole_map_also_where_it_stands_twice(layout: torch.memory_format) -> None:
+    model = nn.Sequential(nn.AdaptiveMaxPool2d(1))
+    images = draw(40, 4, 3, 5).round().contiguous(memory_format=layout)
+    outputs, gradients = [], []
+    for forward in (model, shortcut(model)):
+        leaf = images.clone().requires_grad_()
+        outputs.append(forward(leaf))
+        (outputs[-1] * draw(40, 4, 1, 1, seed=1)).sum().backward()
+        gradients.append(leaf.grad)
+    assert type(shortcut(model)[0]) is not nn.AdaptiveMaxPool2d
+    assert torch.equal(*outputs)
+    assert torch.equal(*gradients)
+
+
 def test_relu_meets_pooled_maps_and_hooks_keep_their_place() -> None:
     def shapes(model: nn.Sequential) -> tuple[int, ...]:
         seen: list[tuple[int, ...]] = []
