@@ -386,13 +386,13 @@ def test_the_program_says_where_there_is_nothing_to_read(trained: Path, convlens
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
-def test_a_full_disk_leaves_the_older_output(trained: Path, folder: Path, convlens, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_older_output(trained: Path, folder: Path, process, tmp_path: Path) -> None:
     import resource
 
     output = tmp_path / "out.json"
     output.write_text("older")
     small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
-    result = convlens("predict", trained, folder, "-o", output, preexec_fn=small)
+    result = process("predict", trained, folder, "-o", output, preexec_fn=small)
     assert result.returncode == 1, result.stderr
     assert "no room left" in result.stderr
     assert "Traceback" not in result.stderr
