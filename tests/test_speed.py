@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import Recipe, build, fit, load
+from convlens import Recipe, build, load
 from convlens.data import Data
 from convlens.evaluation import logits_of
 from convlens.fitting import kept_model
@@ -20,6 +20,7 @@ from convlens.models.normalize import Normalize
 from convlens.models.speed import EPS, Whiten
 from convlens.recipe import AugmentConfig, ModelConfig, OptimConfig
 from convlens.run import make_model
+from runs import fit_undrawn
 
 SMALL = {"widths": [8, 12], "convs": 1}
 
@@ -122,7 +123,7 @@ def test_every_model_of_a_recipe_begins_with_the_same_weights(recipe: Recipe, da
 
 
 def test_whitening_and_the_scales_of_the_norms_are_not_trained(recipe: Recipe, data: Data, tmp_path: Any) -> None:
-    run = fit(recipe, data, tmp_path)
+    run = fit_undrawn(recipe, data, tmp_path)
     before, (after, _) = make_model(recipe, data), kept_model(run, data)
     fixed = {key for key, p in before.named_parameters() if not p.requires_grad}
     norms = [m for m in before.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import Data, InputSpec, Recipe, Run, Split, build, fit, train
+from convlens import Data, InputSpec, Recipe, Run, Split, build, train
 from convlens.data import batches
 from convlens.fitting import advance
 from convlens.models.transfer import head_of
