@@ -50,8 +50,7 @@ def convlens() -> Convlens:
             try:
                 main()
             except SystemExit as end:
-                assert end.code is None or isinstance(end.code, int)
-                code = end.code or 0
+                code = int(end.code or 0)
             except Exception:
                 traceback.print_exc()
                 code = 1

@@ -207,7 +207,9 @@ def unbroken(convlens, tmp_path_factory) -> api.Run:
     return api.Run.open(out / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(
     unbroken, convlens, tmp_path, number, code
 ) -> None:

@@ -21,7 +21,7 @@ EPOCHS = 10
 FLAGS = (
     "mnist-5k",
     "--limit",
-    "900",
+    "600",
     "--epochs",
     str(EPOCHS),
     "--set",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convlens import Recipe, Run, UserError, fit, load
+from convlens import Recipe, Run, UserError, load
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
 from convlens.splits import hold_out
@@ -183,7 +183,7 @@ def finished(tmp_path) -> tuple[Path, Run]:
     root = album(tmp_path / "album", 12)
     (root / "blue" / "bad.png").write_bytes(b"")
     made = Recipe.from_dict({"epochs": 2, "batch_size": 16, "data": {"max_bad": 0.1}})
-    return root, fit(made, load(root, made), tmp_path / "runs")
+    return root, fit_undrawn(made, load(root, made), tmp_path / "runs")
 
 
 def test_a_run_says_what_it_was_trained_on(finished) -> None:
@@ -223,7 +223,7 @@ def test_a_run_finds_its_splits_again(finished) -> None:
 def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
     root = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), 6)
     made = Recipe.from_dict({"epochs": 1, "batch_size": 8, "data": {"val": 0.0, "test": 0.34}})
-    run = fit(made, load(root, made), tmp_path / "runs")
+    run = fit_undrawn(made, load(root, made), tmp_path / "runs")
     assert run.environment["data"]["folder"] == str(root)
     assert len(Run.open(run.path).load_data().train) == 12
 

@@ -189,7 +189,7 @@ def test_paths_are_asked_for_little_by_little_and_little_is_held(
 
     def paths() -> Iterator[Path]:
         nonlocal asked
-        for _ in range(2000):
+        for _ in range(600):
             asked += 1
             yield picture
 
@@ -213,7 +213,7 @@ def test_paths_are_asked_for_little_by_little_and_little_is_held(
         if done % 100 == 0:
             gc.collect()
             assert sum(pixels() is not None for pixels in held) <= 8 + 16 + 8
-    assert done == asked == 2000
+    assert done == asked == 600
     assert 1 < most_decoding <= DECODERS
 
 
