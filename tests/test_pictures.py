@@ -19,6 +19,7 @@ from convlens import Recipe, Run, UserError, load
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
 from convlens.splits import hold_out
+from runs import fit_undrawn
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 40, 30)}
 
