@@ -253,7 +253,7 @@ def test_one_epoch_on_the_whole_of_mnist(convlens, tmp_path) -> None:
     assert printed["test"]["accuracy"] > 0.97
 
 
-def test_a_network_of_ones_own_from_the_folder_one_is_in(convlens, tmp_path) -> None:
+def test_a_network_of_ones_own_from_the_folder_one_is_in(tmp_path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net(channels, classes, size):\n"
         "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(),\n"
@@ -268,7 +268,7 @@ def test_a_network_of_ones_own_from_the_folder_one_is_in(convlens, tmp_path) -> 
     assert result.returncode == 0, result.stderr
     assert "-m mine:net" in result.stderr  # in the commands that it says to type next
     run = "runs/mnist-5k-net-1"
-    assert "if you trust that code, name it: -m mine:net" in sentence(convlens("evaluate", run, cwd=tmp_path), 2)
+    assert "if you trust that code, name it: -m mine:net" in sentence(call("evaluate", run), 2)
     assert call("evaluate", run, "-m", "mine:net").returncode == 0
 
 
