@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("data") and not there:
             item.add_marker(pytest.mark.skip(reason="CONVLENS_DATA names no folder with MNIST and CIFAR-10"))
         if item.get_closest_marker("slow") and os.environ.get("CONVLENS_SLOW") != "1":
-            item.add_marker(pytest.mark.skip(reason="takes minutes; set CONVLENS_SLOW=1"))
+            item.add_marker(pytest.mark.skip(reason="takes long; set CONVLENS_SLOW=1"))
 
 
 @pytest.fixture(scope="session")
