@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from convlens.cli import main
 
 Convlens = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -20,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("data") and not there:
             item.add_marker(pytest.mark.skip(reason="CONVLENS_DATA names no folder with MNIST and CIFAR-10"))
         if item.get_closest_marker("slow") and os.environ.get("CONVLENS_SLOW") != "1":
-            item.add_marker(pytest.mark.skip(reason="takes minutes; set CONVLENS_SLOW=1"))
+            item.add_marker(pytest.mark.skip(reason="takes long; set CONVLENS_SLOW=1"))
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +36,38 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def convlens() -> Convlens:
-    """Runs the real program; its arguments, then subprocess.run's own keywords."""
+    """Runs the program's main() in this process, which has torch already; its arguments, and the folder it is run in.
+    What ends main() ends a process, too: an exit code, or a traceback and 1."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = ["convlens", *map(str, arguments)]
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "path", sys.path.copy())
+            patch.chdir(cwd or Path.cwd())
+            code = 0
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        return subprocess.CompletedProcess(command, code, _written(out), _written(err))
+
+    return run
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+@pytest.fixture(scope="session")
+def process() -> Convlens:
+    """Runs the real program in a process of its own, where that is what is tested, or what could differ; its arguments,
+    then subprocess.run's own keywords."""
 
     def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", "convlens", *map(str, arguments)]

@@ -75,6 +75,7 @@ def test_the_data_set_is_in_the_recipes_name() -> None:
     refused(lambda: data_of(RECIPES["quick"]), "quick", "--data")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the peer's interpreter is a shell script")
 def test_the_command_runs_both_in_turn_and_tells_all(peers: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"

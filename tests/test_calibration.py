@@ -17,7 +17,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from convlens import Data, Predictor, Recipe, Run, fit, load
+from convlens import Data, Predictor, Recipe, Run, load
 from convlens.calibration import (
     BOUNDS,
     LEAST,
@@ -35,6 +35,7 @@ from convlens.modelfile import golden_difference, load_model
 from convlens.recipe import DataConfig, ModelConfig
 from convlens.recipes import get_recipe
 from refusals import refused
+from runs import fit_undrawn
 
 
 def answers(n: int, k: int, temperature: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -228,7 +229,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return fit(RECIPE, data, tmp_path_factory.mktemp("runs"))
+    return fit_undrawn(RECIPE, data, tmp_path_factory.mktemp("runs"))
 
 
 def test_a_run_stores_the_calibration_of_the_weights_that_it_keeps(run: Run, data: Data) -> None:
@@ -271,7 +272,7 @@ def test_golden_logits_and_the_model_stay_raw(run: Run, data: Data) -> None:
 
 def test_a_run_without_a_validation_split_says_so(tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1, data=DataConfig(val=0.0))
-    run = fit(recipe, load("mnist-5k", recipe, limit=300), tmp_path)
+    run = fit_undrawn(recipe, load("mnist-5k", recipe, limit=300), tmp_path)
     stored = run.metrics["calibration"]
     assert stored["temperature"] == 1
     assert "no validation images" in stored["note"]
@@ -290,7 +291,7 @@ def test_energy_tells_noise_and_blank_images_from_digits(tmp_path: Path) -> None
     """With the articles' LeNet-5; also dark digits on white, of which it has seen none."""
     recipe = get_recipe("lenet5-mnist").override({"epochs": 2, "device": "cpu", "data.val": 0.1})
     digits = load("mnist-5k", recipe, limit=3000)
-    predictor = Predictor(fit(recipe, digits, tmp_path).model_file())
+    predictor = Predictor(fit_undrawn(recipe, digits, tmp_path).model_file())
     temperature = predictor.file.calibration.temperature
     usual = energy(predictor.logits(digits.test.images), temperature)
     for name, pictures in unlike(digits.test.images).items():

@@ -1,4 +1,4 @@
-"""The program as people start it: real processes, their output, their exit codes, what they leave."""
+"""The program as people call it: its output, its exit codes, what it leaves; in real processes where they matter."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SMALL = ("--limit", "600", "--epochs", "2", "-b", "64")
 
 
 @pytest.fixture(scope="module")
-def trained(convlens, tmp_path_factory):
-    """A run on 600 digits, made by the program, with its JSON."""
+def trained(process, tmp_path_factory):
+    """A run on 600 digits, made by a process of the program, with its JSON."""
     out = tmp_path_factory.mktemp("runs")
-    result = convlens("train", "mnist-5k", *SMALL, "--out", out, "--json")
+    result = process("train", "mnist-5k", *SMALL, "--out", out, "--json")
     assert result.returncode == 0, result.stderr
     return out / "mnist-5k-vgg-1", json.loads(result.stdout), result.stderr
 
@@ -196,12 +196,24 @@ def test_debug_shows_the_traceback(convlens) -> None:
     assert "Traceback" in convlens("train", "mnistt", "--debug").stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(convlens, tmp_path, number, code) -> None:
-    flags = ("mnist-5k", "--limit", "1200", "--epochs", "8", "--out", tmp_path, "--no-plots")
-    whole = convlens("train", *flags, "--name", "whole")
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "convlens", "train", *map(str, flags), "--name", "cut"]
+LONG = ("mnist-5k", "--limit", "1200", "--epochs", "8", "--no-plots")
+
+
+@pytest.fixture(scope="module")
+def unbroken(convlens, tmp_path_factory) -> api.Run:
+    out = tmp_path_factory.mktemp("unbroken")
+    result = convlens("train", *LONG, "--out", out, "--name", "whole")
+    assert result.returncode == 0, result.stderr
+    return api.Run.open(out / "whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(
+    unbroken, convlens, tmp_path, number, code
+) -> None:
+    command = [sys.executable, "-m", "convlens", "train", *LONG, "--out", str(tmp_path), "--name", "cut"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -214,11 +226,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(conv
     assert not (tmp_path / "cut" / "metrics.json").exists()
     resumed = convlens("train", "--resume", tmp_path / "cut", "--no-plots")
     assert resumed.returncode == 0, resumed.stderr
-    one, other = (api.Run.open(tmp_path / name) for name in ("whole", "cut"))
-    assert (one.path / "predictions.csv").read_bytes() == (other.path / "predictions.csv").read_bytes()
+    cut = api.Run.open(tmp_path / "cut")
+    assert (cut.path / "predictions.csv").read_bytes() == (unbroken.path / "predictions.csv").read_bytes()
     drop = {"seconds", "images_per_second"}
-    assert [{k: v for k, v in r.items() if k not in drop} for r in one.history] == [
-        {k: v for k, v in r.items() if k not in drop} for r in other.history
+    assert [{k: v for k, v in r.items() if k not in drop} for r in cut.history] == [
+        {k: v for k, v in r.items() if k not in drop} for r in unbroken.history
     ]
 
 
@@ -276,8 +288,8 @@ def test_a_changed_weight_is_noticed(trained, convlens, tmp_path) -> None:
     assert "golden logits" in sentence(convlens("evaluate", path), 3)
 
 
-def test_version(convlens) -> None:
-    assert convlens("--version").stdout == f"convlens {api.__version__}\n"
+def test_version(process) -> None:
+    assert process("--version").stdout == f"convlens {api.__version__}\n"
 
 
 @pytest.mark.data

@@ -156,6 +156,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is asked for as Linux tells it")
 def test_two_thousand_damaged_pictures(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))

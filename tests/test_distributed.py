@@ -420,6 +420,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path) -> None:
     assert finish(run, data, plots=False).images == len(data.test)
 
 
+@pytest.mark.slow
 def test_torchrun_interrupted_then_resumed_in_two(data, tmp_path) -> None:
     """Begun by one process, taken up by torchrun with two, Ctrl-C, and finished by one."""
     run = start(RECIPE, data, tmp_path)
@@ -450,6 +451,7 @@ def test_a_disk_that_is_full_ends_both_with_one_message(tmp_path) -> None:
     assert said[1] == ""
 
 
+@pytest.mark.slow
 def test_what_fails_in_the_other_process_only_is_said_by_the_main_one(data, tmp_path) -> None:
     """The other one, as on a machine that does not see the folder, is gone while the main one waits for it."""
     start(SHORT, data, tmp_path, "run")
@@ -458,6 +460,7 @@ def test_what_fails_in_the_other_process_only_is_said_by_the_main_one(data, tmp_
     assert said == ["convlens: run is not a run folder: it has no recipe.toml\n", ""]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path) -> None:
     two = Two(*flags(RECIPE, tmp_path, "--name", "run"))
     two.trained_an_epoch()
@@ -472,7 +475,7 @@ def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path) -> None:
     ("arguments", "message"),
     [
         (("datasets",), "torchrun starts `convlens train` only; run convlens datasets by itself"),
-        (("train", "mnist-5k", "--epochs", "many"), "Invalid value"),
+        pytest.param(("train", "mnist-5k", "--epochs", "many"), "Invalid value", marks=pytest.mark.slow),
     ],
 )
 def test_refusals_are_said_once(arguments, message) -> None:

@@ -102,10 +102,10 @@ def test_on_a_quadratic_problem_the_suggestion_is_stable_and_not_timid(monkeypat
     assert limit / 2 < found.lowest < 5 * limit
 
 
-@pytest.mark.parametrize("recipe", ["quick", "speed-mnist"])
+@pytest.mark.parametrize("recipe", ["quick", pytest.param("speed-mnist", marks=pytest.mark.slow)])
 def test_the_suggestion_trains_and_thirty_times_as_much_does_not(recipe: str) -> None:
     made = get_recipe(recipe).override({"data.val": 0.1, "epochs": 3})
-    data = load("mnist-5k", made, limit=3000)
+    data = load("mnist-5k", made, limit=1500)
     assert data.val is not None
     lr = find_lr(make_model(made, data), data, made).suggestion
     accuracies = []

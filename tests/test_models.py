@@ -48,7 +48,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("channels", "classes"), [(1, 10), (1, 7), (3, 10), (3, 7)])
+@pytest.mark.parametrize(("channels", "classes"), [(1, 7), (3, 10)])
 @pytest.mark.parametrize("name", MODELS)
 def test_images_in_logits_out(name: str, channels: int, classes: int, size: tuple[int, int]) -> None:
     model = build(name, channels=channels, classes=classes, size=size)
@@ -59,12 +59,10 @@ def test_images_in_logits_out(name: str, channels: int, classes: int, size: tupl
     assert out.std() > 0
 
 
-@pytest.mark.parametrize(("channels", "classes", "size"), [(1, 10, (28, 28)), (3, 7, (32, 48))])
 @pytest.mark.parametrize("name", MODELS)
-def test_contract(name: str, channels: int, classes: int, size: tuple[int, int]) -> None:
-    shape: dict[str, Any] = {"channels": channels, "classes": classes, "size": size, "mean": (0.4,) * channels}
-    shape["std"] = (0.3,) * channels
-    images = some_images(3, channels, size)
+def test_contract(name: str) -> None:
+    shape: dict[str, Any] = {"channels": 3, "classes": 7, "size": (28, 36), "mean": (0.4,) * 3, "std": (0.3,) * 3}
+    images = some_images(3, 3, (28, 36))
     model = build(name, **shape, seed=1)
 
     # evaluation: the same twice, the same for an image alone as in a batch, the same for the pixels as floats
@@ -159,11 +157,13 @@ def test_too_small_an_image_and_the_smallest_that_works(name: str) -> None:
     def at(side: int) -> nn.Module:
         return build(name, channels=3, classes=10, size=(side, side))
 
-    works = next(side for side in range(1, 40) if _builds(lambda s=side: at(s)))
-    assert logits(at(works), some_images(1, 3, (works, works))).shape == (1, 10)
-    if works == 1:
-        assert name in ("resnet18", "resnet20")  # padded convolutions and global pooling take any size
+    if name in ("resnet18", "resnet20"):  # padded convolutions and global pooling take any size
+        assert logits(at(1), some_images(1, 3, (1, 1))).shape == (1, 10)
         return
+    with pytest.raises(UserError) as caught:
+        at(1)
+    works = int(str(caught.value).split("; images of ")[1].split()[0])
+    assert logits(at(works), some_images(1, 3, (works, works))).shape == (1, 10)
     with pytest.raises(UserError) as caught:
         at(works - 1)
     message = str(caught.value)
@@ -172,14 +172,6 @@ def test_too_small_an_image_and_the_smallest_that_works(name: str) -> None:
     assert re.search(r"floor\(\(\d+ \+ 2·\d - \d\) / \d\) \+ 1 = (0|-\d+)", message)
     assert "left over" not in message
     assert message.endswith(f"; images of {works} x {works} pixels or more do")
-
-
-def _builds(make: Callable[[], nn.Module]) -> bool:
-    try:
-        make()
-    except UserError:
-        return False
-    return True
 
 
 def test_the_layer_that_does_not_fit_is_named_also_inside_blocks() -> None:

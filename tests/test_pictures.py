@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from convlens import Predictor, Recipe, Run, UserError, cache, cli, fit, load
+from convlens import Predictor, Recipe, Run, UserError, cache, cli, load
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
 from convlens.splits import hold_out
+from runs import fit_undrawn
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 200, 40), "red": (200, 40, 30)}
 
@@ -185,7 +186,7 @@ def finished(tmp_path) -> tuple[Path, Run]:
     root = album(tmp_path / "album", 12)
     (root / "blue" / "bad.png").write_bytes(b"")
     made = Recipe.from_dict({"epochs": 2, "batch_size": 16, "data": {"max_bad": 0.1}})
-    return root, fit(made, load(root, made), tmp_path / "runs")
+    return root, fit_undrawn(made, load(root, made), tmp_path / "runs")
 
 
 def test_a_run_says_what_it_was_trained_on(finished) -> None:
@@ -229,7 +230,7 @@ def test_a_run_taken_up_or_started_again_decodes_nothing(finished, tmp_path, mon
     read = cache.read_picture
     monkeypatch.setattr(cache, "read_picture", lambda path, spec: decoded.append(path.name) or read(path, spec))
     run.load_data()
-    again = fit(run.recipe, load(root, run.recipe, limit=20), tmp_path / "runs")
+    again = fit_undrawn(run.recipe, load(root, run.recipe, limit=20), tmp_path / "runs")
     again.load_data()
     assert not decoded
     load(root, run.recipe.override({"data.size": [20, 20]}))
@@ -243,7 +244,7 @@ def test_what_a_threshold_promises_is_counted_on_the_validation_files(tmp_path) 
         (root / "red" / f"{i:03}.png").rename(root / "blue" / f"red-{i:03}.png")
         (root / "green" / f"{i:03}.png").rename(root / "red" / f"green-{i:03}.png")
     made = Recipe.from_dict({"epochs": 2, "batch_size": 32, "data": {"val": 0.4}})
-    run = fit(made, load(root, made), tmp_path / "runs")
+    run = fit_undrawn(made, load(root, made), tmp_path / "runs")
     truth = {row["path"]: row["label"] for row in rows_of(run.path / "split.csv") if row["split"] == "val"}
     predictor = Predictor.load(run.path)
     curve = predictor.file.calibration.curve
@@ -258,7 +259,7 @@ def test_what_a_threshold_promises_is_counted_on_the_validation_files(tmp_path) 
 def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
     root = album(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), 6)
     made = Recipe.from_dict({"epochs": 1, "batch_size": 8, "data": {"val": 0.0, "test": 0.34}})
-    run = fit(made, load(root, made), tmp_path / "runs")
+    run = fit_undrawn(made, load(root, made), tmp_path / "runs")
     assert run.environment["data"]["folder"] == str(root)
     assert len(Run.open(run.path).load_data().train) == 12
 

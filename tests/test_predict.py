@@ -189,7 +189,7 @@ def test_paths_are_asked_for_little_by_little_and_little_is_held(
 
     def paths() -> Iterator[Path]:
         nonlocal asked
-        for _ in range(2000):
+        for _ in range(600):
             asked += 1
             yield picture
 
@@ -213,7 +213,7 @@ def test_paths_are_asked_for_little_by_little_and_little_is_held(
         if done % 100 == 0:
             gc.collect()
             assert sum(pixels() is not None for pixels in held) <= 8 + 16 + 8
-    assert done == asked == 2000
+    assert done == asked == 600
     assert 1 < most_decoding <= DECODERS
 
 
@@ -386,13 +386,13 @@ def test_the_program_says_where_there_is_nothing_to_read(trained: Path, convlens
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
-def test_a_full_disk_leaves_the_older_output(trained: Path, folder: Path, convlens, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_older_output(trained: Path, folder: Path, process, tmp_path: Path) -> None:
     import resource
 
     output = tmp_path / "out.json"
     output.write_text("older")
     small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
-    result = convlens("predict", trained, folder, "-o", output, preexec_fn=small)
+    result = process("predict", trained, folder, "-o", output, preexec_fn=small)
     assert result.returncode == 1, result.stderr
     assert "no room left" in result.stderr
     assert "Traceback" not in result.stderr

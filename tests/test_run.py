@@ -19,6 +19,7 @@ from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, 
 from convlens.recipes import AUGMENTATIONS
 from convlens.run import only_one, start
 from convlens.session import recipe_from
+from runs import fit_undrawn
 
 RECIPE = Recipe(
     epochs=3, batch_size=64, model=ModelConfig("vgg", args={"widths": [8, 16], "convs": 1}), device="cpu", seed=5
@@ -78,7 +79,7 @@ def test_the_kept_weights_are_those_of_the_best_validation_loss(finished: Run, d
 
 
 def test_the_validation_loss_is_the_recipes_own(data, tmp_path) -> None:
-    run = fit(replace(RECIPE, epochs=1, loss=LossConfig("mse")), data, tmp_path)
+    run = fit_undrawn(replace(RECIPE, epochs=1, loss=LossConfig("mse")), data, tmp_path)
     model, _ = kept_model(run, data)
     model.eval()
     with torch.no_grad():
@@ -90,7 +91,7 @@ def test_the_validation_loss_is_the_recipes_own(data, tmp_path) -> None:
 def test_with_an_average_it_is_the_average_that_is_looked_at_kept_and_saved(val: float, tmp_path) -> None:
     recipe = replace(RECIPE, optim=replace(RECIPE.optim, ema=0.9, schedule="cosine"), data=DataConfig(val=val))
     data = load("mnist-5k", recipe, limit=400)
-    run = fit(recipe, data, tmp_path)
+    run = fit_undrawn(recipe, data, tmp_path)
     model, epoch = kept_model(run, data)
     reference, ends = make_model(recipe, data), []
     for done in train(reference, data, recipe):
@@ -110,7 +111,7 @@ def test_patience_counts_by_the_average(tmp_path) -> None:
     optim = OptimConfig("sgd", 0.3, ema=0.5, schedule="step", step_at=[0.5])
     recipe = replace(RECIPE, epochs=40, patience=2, optim=optim)
     data = load("mnist-5k", recipe, limit=300)
-    run = fit(recipe, data, tmp_path)
+    run = fit_undrawn(recipe, data, tmp_path)
     losses = [row["val_loss"] for row in run.history]
     best = min(range(len(losses)), key=losses.__getitem__)
     assert len(losses) == best + 3 < 40
@@ -124,7 +125,7 @@ def test_the_validation_loss_knows_no_class_weights(tmp_path) -> None:
     data = load("mnist-5k", recipe, limit=400)
     labels = data.train.labels.clamp(max=3)  # most of the images are of one class
     data = replace(data, train=replace(data.train, labels=labels))
-    run = fit(recipe, data, tmp_path)
+    run = fit_undrawn(recipe, data, tmp_path)
     model, _ = kept_model(run, data)
     assert run.history[0]["val_loss"] == pytest.approx(evaluate(model, data.val).loss, rel=1e-6)
 
@@ -250,7 +251,7 @@ def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> N
 
 @pytest.mark.parametrize("tta", ["mirror", "mirror-shift"])
 def test_views_are_measured_beside_the_plain_accuracy(tta, data, tmp_path) -> None:
-    run = fit(replace(RECIPE, epochs=1, tta=tta), data, tmp_path)
+    run = fit_undrawn(replace(RECIPE, epochs=1, tta=tta), data, tmp_path)
     model = run.model_file().model
     plain, averaged = evaluate(model, data.test), evaluate(model, data.test, tta=tta)
     assert run.metrics["test"]["loss"] == pytest.approx(plain.loss, rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import InputSpec, Recipe, Split, build, fit, load, run
+from convlens import InputSpec, Recipe, Split, build, load, run
 from convlens.data import Data
 from convlens.evaluation import logits_of
 from convlens.fitting import kept_model
@@ -22,6 +22,7 @@ from convlens.models.speed import EPS, Whiten
 from convlens.recipe import AugmentConfig, ModelConfig, OptimConfig
 from convlens.recipes import PHOTOS
 from convlens.run import make_model
+from runs import fit_undrawn
 
 SMALL = {"widths": [8, 12], "convs": 1}
 
@@ -136,7 +137,7 @@ def test_every_model_of_a_recipe_begins_with_the_same_weights(recipe: Recipe, da
 
 
 def test_whitening_and_the_scales_of_the_norms_are_not_trained(recipe: Recipe, data: Data, tmp_path: Any) -> None:
-    run = fit(recipe, data, tmp_path)
+    run = fit_undrawn(recipe, data, tmp_path)
     before, (after, _) = make_model(recipe, data), kept_model(run, data)
     fixed = {key for key, p in before.named_parameters() if not p.requires_grad}
     norms = [m for m in before.modules() if isinstance(m, nn.BatchNorm2d)]

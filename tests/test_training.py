@@ -302,9 +302,17 @@ def test_a_diverged_run_is_not_trained_to_the_end_of_its_epoch() -> None:
     assert done == CHECK_EVERY == 100
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])
 @pytest.mark.parametrize(
-    ("name", "lr"), [("sgd", 0.05), ("adam", 0.02), ("adamw", 0.02), ("rmsprop", 0.005), ("muon", 0.05)]
+    ("name", "lr", "schedule"),
+    [
+        ("sgd", 0.05, "constant"),
+        ("sgd", 0.05, "step"),
+        ("sgd", 0.05, "cosine"),
+        ("adam", 0.02, "one-cycle"),
+        ("adamw", 0.02, "one-cycle"),
+        ("rmsprop", 0.005, "one-cycle"),
+        ("muon", 0.05, "one-cycle"),
+    ],
 )
 def test_everything_learns_what_is_easy(name: str, lr: float, schedule: str) -> None:
     data, model = make_data(60), make_model(seed=1)

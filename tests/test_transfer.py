@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import Data, InputSpec, Recipe, Run, Split, build, fit, train
+from convlens import Data, InputSpec, Recipe, Run, Split, build, train
 from convlens.data import batches
 from convlens.fitting import advance
 from convlens.models.transfer import head_of
@@ -393,8 +393,7 @@ def test_a_body_with_a_rate_of_its_own() -> None:
     assert [[id(p) for p in group["params"]] for group in groups] == [[id(p) for p in part] for part in expected]
 
 
-def test_at_the_terminal(standin: ModuleType, tmp_path: Path, convlens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{standin.HERE}:{Path(fit.__code__.co_filename).parents[1]}")
+def test_at_the_terminal(standin: ModuleType, tmp_path: Path, convlens: Any) -> None:
     flags = ("--limit", "300", "--epochs", "2", "-m", "timm:resnet18", "--set", "optim.head_epochs=1", "--no-plots")
     result = convlens("train", "mnist-5k", *flags, "--out", tmp_path, "--name", "run")
     assert result.returncode == 0, result.stderr
