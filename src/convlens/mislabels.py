@@ -115,17 +115,19 @@ def doubtful(probabilities: Tensor, labels: Tensor) -> list[Doubt]:
     """The labels that probabilities (N, K) contradict, the surest first: of the lowest probability.
 
     Confident learning counts a picture as of class j where its probability reaches the class's threshold, the mean
-    probability of j over the pictures that are labelled j; of several such classes the most probable. So many as are
-    labelled i and counted as others are taken of class i: those whose label has the lowest probability ("prune by
-    class"). The counts are not scaled up to all pictures, as the paper does: a person has to look at each.
+    probability of j over the pictures that are labelled j; of several such classes the most probable. The share of
+    those labelled i that count as others, times all that are labelled i, is how many labels i are wrong: those of the
+    lowest probability ("prune by class").
     """
     classes = probabilities.shape[1]
     own = probabilities[torch.arange(len(labels)), labels]
     sizes = labels.bincount(minlength=classes)
     thresholds = torch.zeros(classes).index_add_(0, labels, own) / sizes.clamp(min=1)
     reached = (probabilities >= thresholds) & (sizes > 0)
-    counted = probabilities.where(reached, torch.tensor(-1.0)).argmax(1)
-    errors = labels[reached.any(1) & (counted != labels)].bincount(minlength=classes)
+    counted = reached.any(1)
+    as_class = probabilities.where(reached, torch.tensor(-1.0)).argmax(1)
+    others = labels[counted & (as_class != labels)].bincount(minlength=classes)
+    errors = (sizes * others / labels[counted].bincount(minlength=classes).clamp(min=1)).round().int()
     seems = probabilities.where(sizes > 0, torch.tensor(-1.0)).argmax(1)
     wrong = []
     for label, count in enumerate(errors.tolist()):
