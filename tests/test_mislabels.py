@@ -30,12 +30,20 @@ def test_doubts_are_pruned_by_class_as_the_confident_joint_counts() -> None:
         count = round(len(members) * (1 - joint[label][label] / sum(joint[label])))  # the joint, calibrated
         expected |= {i for _, i in members[:count] if p[i].argmax() != label}
     assert len(expected) > 50
+    expected |= {i for i in range(500) if p[i].max() - p[i, labels[i]] >= 0.5}
     found = doubtful(p, labels)
     assert {d.place for d in found} == expected
     assert all(d.seems == p[d.place].argmax() for d in found)
     own = [d.own for d in found]
     assert own == sorted(own)
     assert own == p[[d.place for d in found], labels[[d.place for d in found]]].tolist()
+
+
+def test_a_sure_doubt_needs_no_threshold() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    found = doubtful(p, torch.tensor([0, 0, 1, 1, 0, 0]))  # 0.8 and 0.7 are below the mean of class 1, 0.9
+    assert [(d.place, d.seems) for d in found] == [(4, 1)]
+    assert (found[0].probability, found[0].own) == pytest.approx((0.8, 0.2))
 
 
 def test_a_class_that_nobody_is_labelled_draws_no_doubt() -> None:

@@ -31,6 +31,7 @@ ROUNDS = 2  # of other folds and networks, whose predictions are averaged: fewer
 SIDES = (18, 32)  # pixels a side, at least and at most: of 18, whitening and three halvings leave 2
 PASSES = 30_000  # images that a fold's network sees in training: some seconds on two cores
 EPOCHS = (1, 16)  # at least and at most: what has learnt a small set by heart is too sure of all the rest
+SURE = 0.5  # what another class is likelier by is named in any case
 RECIPE = replace(
     PHOTOS,
     name="check-labels",
@@ -62,25 +63,27 @@ def out_of_fold(
     """Probabilities (N, K) float32 of every picture, by networks that were trained on the other folds only: the mean
     over ROUNDS.
 
-    Places that are `together` (copies of a picture) stand in one fold, for a network knows what it has seen. `tell`
-    gets a sentence a fold.
+    Places that are `together` (copies) stand in one fold, for a network knows what it has seen. `tell` gets a sentence
+    a fold.
     """
     pictures = resized(pictures)
     epochs = round(PASSES * FOLDS / (FOLDS - 1) / len(pictures))
+    channels, height, width = pictures.store.shape[1:]
+    spec = InputSpec((height, width), channels)
     found = torch.zeros(len(pictures), len(classes))
     for i in range(ROUNDS * FOLDS):
         recipe = replace(RECIPE, epochs=min(max(epochs, EPOCHS[0]), EPOCHS[1]), seed=i // FOLDS)
         fold = folds(pictures.labels, together, recipe.seed)
-        held = (fold == i % FOLDS).nonzero().flatten()
-        rest = pictures.take((fold != i % FOLDS).nonzero().flatten())
-        data = _data(rest, pictures.take(held), classes, flip_ok)
+        held = fold == i % FOLDS
+        kept, test = pictures.take(~held), pictures.take(held)
+        data = Data("fold", classes, spec, *mean_and_std(kept), flip_ok, sha256="", train=kept, val=None, test=test)
         model = make_model(recipe, data)
         for _ in train(model, data, recipe):
             pass
-        probabilities = logits_of(model, data.test, tta="mirror" if flip_ok else "none").softmax(1)
+        probabilities = logits_of(model, test, tta="mirror" if flip_ok else "none").softmax(1)
         found[held] += probabilities / ROUNDS
         if tell:
-            right = (probabilities.argmax(1) == data.test.labels).float().mean().item() if len(held) else 0.0
+            right = (probabilities.argmax(1) == test.labels).float().mean().item() if held.any() else 0.0
             tell(f"labels, fold {i + 1} of {ROUNDS * FOLDS}: {right:.1%} of the held-out pictures as labelled")
     return found
 
@@ -117,7 +120,8 @@ def doubtful(probabilities: Tensor, labels: Tensor) -> list[Doubt]:
     Confident learning counts a picture as of class j where its probability reaches the class's threshold, the mean
     probability of j over the pictures that are labelled j; of several such classes the most probable. The share of
     those labelled i that count as others, times all that are labelled i, is how many labels i are wrong: those of the
-    lowest probability ("prune by class").
+    lowest probability ("prune by class"). Where classes are easy, one wrong label may reach no threshold, and none is
+    counted: so those are added where another class is likelier by SURE.
     """
     classes = probabilities.shape[1]
     own = probabilities[torch.arange(len(labels)), labels]
@@ -128,14 +132,14 @@ def doubtful(probabilities: Tensor, labels: Tensor) -> list[Doubt]:
     as_class = probabilities.where(reached, torch.tensor(-1.0)).argmax(1)
     others = labels[counted & (as_class != labels)].bincount(minlength=classes)
     errors = (sizes * others / labels[counted].bincount(minlength=classes).clamp(min=1)).round().int()
-    seems = probabilities.where(sizes > 0, torch.tensor(-1.0)).argmax(1)
-    wrong = []
+    probability, seems = probabilities.where(sizes > 0, torch.tensor(-1.0)).max(1)
+    wrong = probability - own >= SURE
     for label, count in enumerate(errors.tolist()):
         members = (labels == label).nonzero().flatten()
-        least = members[own[members].argsort(stable=True)[:count]]
-        wrong += least[seems[least] != label].tolist()
-    doubts = [Doubt(i, int(seems[i]), probabilities[i, seems[i]].item(), own[i].item()) for i in wrong]
-    return sorted(doubts, key=lambda doubt: doubt.own)
+        wrong[members[own[members].argsort(stable=True)[:count]]] = True
+    places = (wrong & (seems != labels)).nonzero().flatten()
+    places = places[own[places].argsort(stable=True)]
+    return [Doubt(i, int(seems[i]), probability[i].item(), own[i].item()) for i in places.tolist()]
 
 
 def of_labels(album: Album, doubts: Sequence[Doubt]) -> Iterator[Finding]:
@@ -153,10 +157,3 @@ def of_labels(album: Album, doubts: Sequence[Doubt]) -> Iterator[Finding]:
             "Look at them and correct what is wrong: many will be right, and only hard to tell.",
             single(album, [doubt.place for doubt in doubts], notes),
         )
-
-
-def _data(kept: Split, held: Split, classes: tuple[str, ...], flip_ok: bool) -> Data:
-    channels, height, width = kept.store.shape[1:]
-    mean, std = mean_and_std(kept)
-    spec = InputSpec((height, width), channels)
-    return Data("fold", classes, spec, mean, std, flip_ok, sha256="", train=kept, val=None, test=held)
