@@ -135,10 +135,13 @@ def named(report: Report) -> dict[str, set[str]]:
 
 
 def other_alarms(report: Report, planted: Planted) -> dict[str, int]:
-    """How often each kind of finding names nothing that was planted."""
-    files = {file for _, names in planted.values() for file in names}
+    """How often each kind of finding names nothing that was planted for it to name."""
+    files: dict[str, set[str]] = defaultdict(set)
+    for kind, names in planted.values():
+        files[kind].update(names)
+    files["blank"] |= files["dark"]
     counted = {
-        finding.kind: sum(not files & set(item.files) for item in finding.items if item.files)
+        finding.kind: sum(not files[finding.kind] & set(item.files) for item in finding.items if item.files)
         for finding in report.findings
     }
     return {kind: count for kind, count in counted.items() if count}
