@@ -20,25 +20,24 @@ from .evaluation import logits_of
 from .findings import Finding, number, single
 from .images import InputSpec
 from .pictures import mean_and_std
-from .recipe import AugmentConfig, DataConfig, ModelConfig, Recipe
-from .recipes import QUICK
+from .recipe import AugmentConfig, DataConfig
+from .recipes import PHOTOS, SPEED_CIFAR10_70
 from .run import make_model
 from .splits import Split
 from .training import train
 
 FOLDS = 4
-SIDE = 32  # pixels
-PASSES = 120_000  # images that a fold's network sees in training: some seconds on two cores
-EPOCHS = (3, 30)  # at least and at most
-WIDTHS = [32, 64, 128, 256]  # of the network, as many as halve the pictures' shorter side
-MARGIN = 0.8  # by how much another class's probability is above the label's; its recall is still to be measured
+ROUNDS = 2  # of other folds and networks, whose predictions are averaged: fewer are doubted for nothing
+SIDES = (18, 32)  # pixels a side, at least and at most: of 18, whitening and three halvings leave 2
+PASSES = 30_000  # images that a fold's network sees in training: some seconds on two cores
+EPOCHS = (1, 16)  # at least and at most: what has learnt a small set by heart is too sure of all the rest
+SURE = 0.5  # what another class is likelier by is named in any case
 RECIPE = replace(
-    QUICK,
+    PHOTOS,
     name="check-labels",
     note="A small network for out-of-fold predictions, nothing more.",
-    batch_size=64,
-    model=ModelConfig("vgg", args={"convs": 1}),
-    augment=AugmentConfig(flip=True, shift=4),
+    model=SPEED_CIFAR10_70.model,
+    augment=AugmentConfig(flip=True, shift=2, fill="reflect"),
     data=DataConfig(val=0.0),
 )
 
@@ -60,42 +59,43 @@ def out_of_fold(
     flip_ok: bool,
     together: Sequence[Sequence[int]] = (),
     tell: Callable[[str], None] | None = None,
-    recipe: Recipe = RECIPE,
 ) -> Tensor:
-    """Probabilities (N, K) float32 of every picture, by a network that was trained on the other folds only.
+    """Probabilities (N, K) float32 of every picture, by networks that were trained on the other folds only: the mean
+    over ROUNDS.
 
-    Places that are `together` (copies of a picture) stand in one fold, for a network knows what it has seen. `tell`
-    gets a sentence a fold.
+    Places that are `together` (copies) stand in one fold, for a network knows what it has seen. `tell` gets a sentence
+    a fold.
     """
-    fold = folds(pictures.labels, together, recipe.seed)
-    passes = len(pictures) * (FOLDS - 1) / FOLDS
-    pictures = shrunk(pictures)
-    widths = WIDTHS[: min(pictures.store.shape[2:]).bit_length() - 1]
-    recipe = recipe.override({"model.args.widths": widths})
-    recipe = replace(recipe, epochs=min(max(round(PASSES / passes), EPOCHS[0]), EPOCHS[1]))
+    pictures = resized(pictures)
+    epochs = round(PASSES * FOLDS / (FOLDS - 1) / len(pictures))
+    channels, height, width = pictures.store.shape[1:]
+    spec = InputSpec((height, width), channels)
     found = torch.zeros(len(pictures), len(classes))
-    for k in range(FOLDS):
-        held = (fold == k).nonzero().flatten()
-        data = _data(pictures.take((fold != k).nonzero().flatten()), pictures.take(held), classes, flip_ok)
+    for i in range(ROUNDS * FOLDS):
+        recipe = replace(RECIPE, epochs=min(max(epochs, EPOCHS[0]), EPOCHS[1]), seed=i // FOLDS)
+        fold = folds(pictures.labels, together, recipe.seed)
+        held = fold == i % FOLDS
+        kept, test = pictures.take(~held), pictures.take(held)
+        data = Data("fold", classes, spec, *mean_and_std(kept), flip_ok, sha256="", train=kept, val=None, test=test)
         model = make_model(recipe, data)
         for _ in train(model, data, recipe):
             pass
-        found[held] = logits_of(model, data.test).softmax(1)
+        probabilities = logits_of(model, test, tta="mirror" if flip_ok else "none").softmax(1)
+        found[held] += probabilities / ROUNDS
         if tell:
-            right = (found[held].argmax(1) == data.test.labels).float().mean().item() if len(held) else 0.0
-            tell(f"labels, fold {k + 1} of {FOLDS}: {right:.1%} of the held-out pictures as labelled")
+            right = (probabilities.argmax(1) == test.labels).float().mean().item() if held.any() else 0.0
+            tell(f"labels, fold {i + 1} of {ROUNDS * FOLDS}: {right:.1%} of the held-out pictures as labelled")
     return found
 
 
-def shrunk(pictures: Split) -> Split:
-    """Pictures of at most SIDE pixels a side: what a small network can tell apart it can in these, in a quarter of the
-    time or less."""
-    height, width = (min(side, SIDE) for side in pictures.store.shape[2:])
+def resized(pictures: Split) -> Split:
+    """Pictures of 18 to 32 pixels a side: what a small network can tell apart it can in these, and fast."""
+    height, width = (min(max(side, SIDES[0]), SIDES[1]) for side in pictures.store.shape[2:])
     if (height, width) == tuple(pictures.store.shape[2:]):
         return pictures
     small = torch.cat(
         [
-            F.interpolate(pictures.at(places).float(), (height, width), mode="bilinear", antialias=True).byte()
+            F.interpolate(pictures.at(places).float(), (height, width), mode="bilinear", antialias=True).round().byte()
             for places in pictures.blocks()
         ]
     )
@@ -114,22 +114,32 @@ def folds(labels: Tensor, together: Sequence[Sequence[int]], seed: int) -> Tenso
     return torch.from_numpy(fold)
 
 
-def doubtful(probabilities: Tensor, labels: Tensor, margin: float = MARGIN) -> list[Doubt]:
-    """The labels that probabilities (N, K) contradict, the surest first.
+def doubtful(probabilities: Tensor, labels: Tensor) -> list[Doubt]:
+    """The labels that probabilities (N, K) contradict, the surest first: of the lowest probability.
 
     Confident learning counts a picture as of class j where its probability reaches the class's threshold, the mean
-    probability of j over the pictures that are labelled j; of several such classes the most probable. Those that are
-    labelled otherwise are the off-diagonal of the confident joint. We take those of a `margin` at least: a small
-    network is unsure of many, and a person has to look at each.
+    probability of j over the pictures that are labelled j; of several such classes the most probable. The share of
+    those labelled i that count as others, times all that are labelled i, is how many labels i are wrong: those of the
+    lowest probability ("prune by class"). Where classes are easy, one wrong label may reach no threshold, and none is
+    counted: so those are added where another class is likelier by SURE.
     """
+    classes = probabilities.shape[1]
     own = probabilities[torch.arange(len(labels)), labels]
-    counts = labels.bincount(minlength=probabilities.shape[1])
-    thresholds = torch.zeros(probabilities.shape[1]).index_add_(0, labels, own) / counts.clamp(min=1)
-    reached = (probabilities >= thresholds) & (counts > 0)
-    best, seems = probabilities.where(reached, torch.tensor(-1.0)).max(1)
-    wrong = ((seems != labels) & reached.any(1) & (best - own >= margin)).nonzero().flatten()
-    wrong = wrong[(best - own)[wrong].argsort(descending=True, stable=True)]
-    return [Doubt(i, int(seems[i]), best[i].item(), own[i].item()) for i in wrong.tolist()]
+    sizes = labels.bincount(minlength=classes)
+    thresholds = torch.zeros(classes).index_add_(0, labels, own) / sizes.clamp(min=1)
+    reached = (probabilities >= thresholds) & (sizes > 0)
+    counted = reached.any(1)
+    as_class = probabilities.where(reached, torch.tensor(-1.0)).argmax(1)
+    others = labels[counted & (as_class != labels)].bincount(minlength=classes)
+    errors = (sizes * others / labels[counted].bincount(minlength=classes).clamp(min=1)).round().int()
+    probability, seems = probabilities.where(sizes > 0, torch.tensor(-1.0)).max(1)
+    wrong = probability - own >= SURE
+    for label, count in enumerate(errors.tolist()):
+        members = (labels == label).nonzero().flatten()
+        wrong[members[own[members].argsort(stable=True)[:count]]] = True
+    places = (wrong & (seems != labels)).nonzero().flatten()
+    places = places[own[places].argsort(stable=True)]
+    return [Doubt(i, int(seems[i]), probability[i].item(), own[i].item()) for i in places.tolist()]
 
 
 def of_labels(album: Album, doubts: Sequence[Doubt]) -> Iterator[Finding]:
@@ -147,10 +157,3 @@ def of_labels(album: Album, doubts: Sequence[Doubt]) -> Iterator[Finding]:
             "Look at them and correct what is wrong: many will be right, and only hard to tell.",
             single(album, [doubt.place for doubt in doubts], notes),
         )
-
-
-def _data(kept: Split, held: Split, classes: tuple[str, ...], flip_ok: bool) -> Data:
-    channels, height, width = kept.store.shape[1:]
-    mean, std = mean_and_std(kept)
-    spec = InputSpec((height, width), channels)
-    return Data("fold", classes, spec, mean, std, flip_ok, sha256="", train=kept, val=None, test=held)
