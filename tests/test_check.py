@@ -225,6 +225,14 @@ def test_wrong_labels(tmp_path) -> None:
     assert len(said) == 8
 
 
+def test_copies_teach_nothing_of_labels(tmp_path) -> None:
+    for i in range(120):
+        save(scene(0), tmp_path / ("red" if i % 2 else "blue") / f"{i}.png")
+    report = check(tmp_path)
+    assert found(report) == {"two-labels": ("error", 1)}
+    assert not report.labels
+
+
 def test_a_named_data_set() -> None:
     report = check("mnist-5k", labels=False)
     told = report.to_dict()

@@ -20,7 +20,7 @@ from .mislabels import Doubt, doubtful, of_labels, out_of_fold
 from .quality import blank, measure, of_looks
 from .recipe import DataConfig
 
-FEWEST = 100  # pictures: from fewer a network learns too little to doubt a label
+FEWEST = 100  # different pictures: from fewer a network learns too little to doubt a label
 _ORDER = ("error", "warning", "note")
 
 
@@ -94,7 +94,7 @@ def check(
         if len(seen):
             copies = _copies(album, seen, mirrored)
             found += of_copies(album, copies)
-            looked = labels and _can_learn(album, seen)
+            looked = labels and _can_learn(album, seen, copies)
             found += of_labels(album, _doubts(album, seen, copies, tell)) if looked else ()
     found.sort(key=lambda finding: _ORDER.index(finding.severity))
     return Report(album, tuple(found), looked, time.perf_counter() - started)
@@ -105,8 +105,9 @@ def _copies(album: Album, seen: np.ndarray, mirrored: bool) -> list[Copies]:
     return [Copies(tuple(seen[list(group.places)].tolist()), group.exact) for group in copies]
 
 
-def _can_learn(album: Album, seen: np.ndarray) -> bool:
-    return len(seen) >= FEWEST and len(album.pictures.labels[torch.from_numpy(seen)].unique()) > 1
+def _can_learn(album: Album, seen: np.ndarray, copies: list[Copies]) -> bool:
+    different = len(seen) - sum(len(group.places) - 1 for group in copies)
+    return different >= FEWEST and len(album.pictures.labels[torch.from_numpy(seen)].unique()) > 1
 
 
 def _doubts(album: Album, seen: np.ndarray, copies: list[Copies], tell: Callable[[str], None] | None) -> list[Doubt]:
