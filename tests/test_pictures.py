@@ -264,7 +264,7 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path) -> None:
     assert len(Run.open(run.path).load_data().train) == 12
 
 
-def test_the_program(tmp_path, convlens) -> None:
+def test_the_program(tmp_path, convlens, monkeypatch) -> None:
     root = album(tmp_path / "my album", 12)
     (root / "red" / "notes.txt").write_text("x")
     (root / "red" / "bad.png").write_bytes(b"")
@@ -278,12 +278,11 @@ def test_the_program(tmp_path, convlens) -> None:
     assert "files that cannot be used are left out (1);" in ended.stderr
     run = json.loads(ended.stdout)["run"]
     assert Run.open(run).recipe.name == "photos"
-    environment = {**os.environ, "CONVLENS_CACHE": str(tmp_path / "new")}
-    measured = convlens("evaluate", run, "--json", env=environment)
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "new"))
+    measured = convlens("evaluate", run, "--json")
     assert "decoded 37 pictures in" in measured.stderr
-    explained = convlens(
-        "explain", run, "test:0", "--no-feature-maps", env={**environment, "CONVLENS_CACHE": str(tmp_path / "newer")}
-    )
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "newer"))
+    explained = convlens("explain", run, "test:0", "--no-feature-maps")
     assert "decoded 37 pictures in" in explained.stderr
     assert json.loads(measured.stdout)["accuracy"] == json.loads(ended.stdout)["test"]["accuracy"]
     strict = convlens("train", root, "--strict", "--out", tmp_path / "r")
