@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from convlens.augment import augment, reframe
+from convlens.augment import augment, reduced, reframe
 from convlens.recipe import AugmentConfig
 
 SHAPES = [(12, 3, 18, 23), (12, 1, 21, 16), (1, 3, 8, 8), (1, 1, 5, 40)]
@@ -126,18 +126,26 @@ def test_the_warp_is_pillows(strength: float, scale: float, fill: str, shape: tu
 @pytest.mark.parametrize("reduce", [0.5, 0.75])
 def test_a_reduced_crop_is_what_the_whole_one_shows_between_its_pixels(reduce: float, layout: str) -> None:
     """On ramps, which a bilinear look at any place reads exactly."""
-    down, right = torch.meshgrid(torch.arange(24) * 8, torch.arange(32) * 7, indexing="ij")
-    images = torch.stack([down, right, torch.full((24, 32), 9)]).to(torch.uint8).expand(5, -1, -1, -1)
+    down, right = torch.meshgrid(torch.arange(64) * 4, torch.arange(80) * 3, indexing="ij")
+    images = torch.stack([down, right, torch.full((64, 80), 9)]).to(torch.uint8).expand(5, -1, -1, -1)
     images = images.contiguous(memory_format=LAYOUTS[layout])
     whole = reframe(images, 0.5, 0.0, seeded())
     got = reframe(images, 0.5, 0.0, seeded(), reduce=reduce)
-    assert got.shape == (5, 3, round(24 * reduce), round(32 * reduce))
+    assert got.shape == (5, 3, 64 * reduce, 80 * reduce)
     assert got.dtype == torch.uint8
     assert got.is_contiguous(memory_format=LAYOUTS[layout])
     expected = F.interpolate(whole.float(), got.shape[2:], mode="bilinear", align_corners=False)
     assert (got.float() - expected).abs().max() <= 1  # each was rounded
     alone = augment(images, AugmentConfig(reduce=reduce), seeded())
     assert alone.shape == got.shape
+
+
+def test_small_sides_are_not_reduced() -> None:
+    assert reduced((64, 64), 0.75) == (48, 48)
+    assert reduced((40, 20), 0.75) == (32, 20)
+    assert reduced((32, 8), 0.1) == (32, 8)
+    images = pictures((4, 3, 24, 40))
+    assert reframe(images, 0.5, 0.2, seeded(), reduce=0.5).shape == (4, 3, 24, 32)
 
 
 def test_crops_have_the_areas_and_the_places_that_they_should() -> None:

@@ -12,6 +12,7 @@ from .colour import jitter, tone
 from .recipe import AugmentConfig
 
 STRETCH = 4 / 3  # the most that a resized crop changes the ratio of the sides, as in torchvision
+SPARED = 32  # pixels of a side that `reduce` leaves
 TURN, SHEAR, MOVE, ZOOM = math.radians(30), 0.3, 0.3, math.sqrt(2)  # the most that `warp` does at strength 1
 
 
@@ -96,7 +97,7 @@ def reframe(
     """Each image through a frame of its own: a crop and a warp, which are one affine map, sampled once and bilinearly.
 
     The random resized crop (Szegedy et al., arXiv:1409.4842): `scale`..1 of the image's area, uniformly, and the sides'
-    ratio times 3/4..4/3, as far as it fits, from anywhere within, brought to `reduce` times the image's sides. Most are
+    ratio times 3/4..4/3, as far as it fits, from anywhere within, brought to `reduced` sides. Most are
     enlarged, so nothing is antialiased. 1: no crop. What a crop shows is larger than in the whole images of the test,
     by a third on average; with a `reduce` of 0.75 it has the same size, and a step takes half of the arithmetic (the
     observation of Touvron et al., arXiv:1906.06423).
@@ -113,10 +114,16 @@ def reframe(
     if scale < 1:
         side, centre = _crops(torch.rand(4, n, generator=generator, device=images.device), scale)
         frames = torch.cat([frames[:, :, :2] * side, frames[:, :, 2:] * side + centre], 2)
-    size = round(height * reduce), round(width * reduce)
+    size = reduced((height, width), reduce)
     return _sample(
         images, frames, size, fill if warp else "reflect"
     )  # a crop shows nothing from outside to be blackened
+
+
+def reduced(size: tuple[int, int], reduce: float) -> tuple[int, int]:
+    """`reduce` times the sides of an image (height, width), but not below 32 pixels: small ones have none to spare."""
+    height, width = (max(round(side * reduce), min(side, SPARED)) for side in size)
+    return height, width
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
