@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convlens import InputSpec, UserError, cache
+from convlens import InputSpec, UserError, cache, images
 from convlens.images import preprocess
 
 SPEC = InputSpec((20, 24), 3)
@@ -138,7 +138,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch) -> None:
 DECODE = """
 import sys, time
 from pathlib import Path
-from convlens import InputSpec, cache, images
+from convlens import InputSpec, cache, images, images
 root = Path(sys.argv[1])
 names = sorted(path.name for path in root.glob("*.jpg"))
 def told(done, _):
@@ -158,12 +158,42 @@ def test_killed_half_way_leaves_no_half(tmp_path, own_cache) -> None:
         assert process.stdout is not None
         while int(process.stdout.readline()) < 500:
             pass
+        workers = children(process.pid)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while alive := [pid for pid in workers if Path(f"/proc/{pid}/cwd").exists()]:  # a zombie has none
+        assert time.monotonic() < until, f"{alive} outlived what they decoded for"
+        time.sleep(0.01)
     assert not cache.entries()
     assert list(own_cache.glob("*.part")), "it was not killed half way"
     found = cache.decode(tmp_path / "p", names, SPEC)
     np.testing.assert_array_equal(found.pixels[1499], preprocess(tmp_path / "p" / names[1499], SPEC).transpose(1, 2, 0))
+    assert not list(own_cache.glob("*.part"))
+
+
+def children(pid: int) -> list[str]:
+    """Of a process on Linux; elsewhere there are none, for there threads decode."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [child for task in tasks for child in task.read_text().split()]
+    assert found or sys.platform != "linux" or os.cpu_count() == 1
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.cpu_count() == 1, reason="threads decode here")
+def test_a_worker_that_dies_is_told(tmp_path, own_cache, monkeypatch) -> None:
+    names, main = photos(tmp_path / "p", 200), os.getpid()
+
+    def dies(path: str, spec: InputSpec) -> object:
+        if path.endswith(names[100]) and os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images.read_picture(path, spec)
+
+    monkeypatch.setattr(cache, "read_picture", dies)
+    with pytest.raises(UserError, match="a process that decoded pictures was killed; did the memory run out") as told:
+        cache.decode(tmp_path / "p", names, SPEC)
+    assert told.value.exit_code == 1
+    assert not cache.entries()
     assert not list(own_cache.glob("*.part"))
 
 

@@ -228,7 +228,7 @@ def test_a_run_taken_up_or_started_again_decodes_nothing(finished, tmp_path, mon
     root, run = finished
     decoded: list[str] = []
     read = cache.read_picture
-    monkeypatch.setattr(cache, "read_picture", lambda path, spec: decoded.append(path.name) or read(path, spec))
+    monkeypatch.setattr(cache, "read_picture", lambda path, spec: decoded.append(Path(path).name) or read(path, spec))
     run.load_data()
     again = fit_undrawn(run.recipe, load(root, run.recipe, limit=20), tmp_path / "runs")
     again.load_data()

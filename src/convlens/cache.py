@@ -6,15 +6,20 @@ the longest time go when the cache would grow beyond its bound.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections import deque
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +27,19 @@ import filelock
 import numpy as np
 import PIL
 
+from . import images
 from .download import cache_folder
-from .errors import UserError
+from .errors import FAILED, UserError
 from .files import disk_error, write_json
 from .images import QUIET, Facts, InputSpec, read_picture
 
 FORMAT = 1  # of an entry; also to be raised when `images` makes other pixels of the same file
 BOUND = 20.0  # GB of all entries together, unless CONVLENS_CACHE_GB says otherwise
-CHUNK = 64, 1 << 20  # pictures, and their pixels and channels, that a thread decodes at a time at most
+CHUNK = 64, 1 << 20  # pictures, and their pixels and channels, that a worker decodes at a time at most
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
 
 Progress = Callable[[int, int], None]
-Row = tuple[np.ndarray, Facts | None, str]  # of one picture: its pixels, what it says of itself, what is wrong with it
+Row = tuple[bytes, Facts | None, str]  # of one picture: its digest, what it says of itself, what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class CacheEntry:
 
 
 def decode(root: Path, paths: Sequence[str], spec: InputSpec, progress: Progress | None = None) -> Decoded:
-    """The pixels of the files `paths` below `root`, from the cache or decoded now, by a thread a processor.
+    """The pixels of the files `paths` below `root`, from the cache or decoded now, by all processors.
 
     `progress` is called with the number of pictures done and of all, now and then. Only the cache folder is written to.
 
@@ -85,6 +92,8 @@ def decode(root: Path, paths: Sequence[str], spec: InputSpec, progress: Progress
         return _open(entry, len(paths), spec)
     except OSError as error:
         raise disk_error(error, Path(error.filename or folder)) from error
+    except BrokenProcessPool as error:
+        raise UserError("a process that decoded pictures was killed; did the memory run out?", FAILED) from error
 
 
 def entries() -> list[CacheEntry]:
@@ -143,24 +152,24 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
     try:
         facts: list[Facts | None] = []
         problems: dict[int, str] = {}
+        (part / "pixels.u8").touch()  # also of no pictures
         # QUIET once for all: to silence the warnings of each picture by itself takes a tenth of its decoding
-        with (part / "pixels.u8").open("wb") as pixels, (part / "digests.u8").open("wb") as digests, QUIET:
-            for block, rows in _decoded(root, paths, spec):
-                for image, found, problem in rows:
+        with (part / "digests.u8").open("wb") as digests, QUIET:
+            for rows in _decoded(part / "pixels.u8", root, paths, spec):
+                for seen, found, problem in rows:
                     if problem:
                         problems[len(facts)] = problem
                     facts.append(found)
-                    digests.write(digest(image))
-                pixels.write(block.data)
+                    digests.write(seen)
                 if progress:
                     progress(len(facts), len(paths))
-            pixels.flush()
+        with (part / "pixels.u8").open("rb+") as pixels:
             os.fsync(pixels.fileno())
         about = {
             "source": os.fsdecode(root.resolve()),
             "pictures": len(paths),
             "spec": asdict(spec),
-            "facts": [fact and list(asdict(fact).values()) for fact in facts],
+            "facts": [fact and list(vars(fact).values()) for fact in facts],
             "problems": problems,
         }
         write_json(part / "about.json", about)
@@ -169,35 +178,50 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _decoded(root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[tuple[np.ndarray, list[Row]]]:
-    """Chunks of pixels (n, H, W, C) in order, and of each picture what is to be known; a few chunks are in the air."""
+def _decoded(pixels: Path, root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[list[Row]]:
+    """Fill the file `pixels`, chunk by chunk, and say of each picture what is to be known."""
     size = min(CHUNK[0], max(CHUNK[1] // (spec.size[0] * spec.size[1] * spec.channels), 1))
-
-    def chunk(first: int) -> tuple[np.ndarray, list[Row]]:
-        names = paths[first : first + size]
-        block = np.zeros((len(names), *spec.size, spec.channels), np.uint8)
-        rows: list[Row] = []
-        for image, name in zip(block, names, strict=True):
-            found, problem = None, ""
-            try:
-                image[:], found = read_picture(root / name, spec)
-            except UserError as error:
-                problem = str(error).replace(str(root / name), "the file")
-            rows.append((image, found, problem))
-        return block, rows
-
-    workers = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(workers, "decode")  # Pillow lets other threads run while it decodes and resizes
-    waiting: deque[Future[tuple[np.ndarray, list[Row]]]] = deque()
+    firsts = range(0, len(paths), size)
+    names = (paths[first : first + size] for first in firsts)
+    pool = _workers(min(os.cpu_count() or 1, max(len(firsts), 1)))
     try:
-        for first in range(0, len(paths), size):
-            waiting.append(pool.submit(chunk, first))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from pool.map(partial(_chunk, pixels, root, spec), firsts, names)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _chunk(pixels: Path, root: Path, spec: InputSpec, first: int, names: Sequence[str]) -> list[Row]:
+    block = np.zeros((len(names), *spec.size, spec.channels), np.uint8)
+    rows: list[Row] = []
+    for image, name in zip(block, names, strict=True):
+        found, problem = None, ""
+        try:
+            image[:], found = read_picture(f"{root}/{name}", spec)
+        except UserError as error:
+            problem = str(error).replace(f"{root}/{name}", "the file")
+        rows.append((digest(image), found, problem))
+    with pixels.open("rb+") as file:  # each worker writes where its pictures belong: they need not go through a pipe
+        file.seek(first * block[0].nbytes)
+        file.write(block.data)
+    return rows
+
+
+def _workers(count: int) -> Executor:
+    """Processes, on Linux, where one is made in an instant: a small picture is mostly Python's work, for which threads
+    wait in turn, so that two took longer than one. Elsewhere threads: a process there starts by importing everything
+    anew, the user's script with it. For a single worker a thread, and where a process may have no children."""
+    if count == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return ThreadPoolExecutor(count, "decode")
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(count, context, _begin, (context.Lock(),))
+
+
+def _begin(one_large: AbstractContextManager[object]) -> None:
+    """In a process of its own: what the keyboard says is for the main one, without which there is nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    images.ONE_LARGE = one_large
 
 
 def _open(entry: Path, count: int, spec: InputSpec) -> Decoded:

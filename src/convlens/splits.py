@@ -115,7 +115,8 @@ def _hold_groups_out(
     held, counts = np.zeros(len(labels), dtype=bool), np.zeros(len(everything))
     members = list(of_group.values())
     for places in (members[i] for i in generator.permutation(len(members))):
-        present, more = np.unique(labels[places], return_counts=True)
+        # most groups are one image, for which np.unique takes longer than all else
+        present, more = np.unique(labels[places], return_counts=True) if len(places) > 1 else (labels[places], 1)
         lacking = asked[present] - counts[present]
         if (more * (more - 2 * lacking)).sum() < 0:
             held[places] = True
