@@ -108,6 +108,9 @@ def train(
     With `optim.ema` the model holds the average of its weights whenever the caller has it, also after a `break` or an
     error: it is what the caller evaluates and keeps.
 
+    On a GPU a step is recorded and played back (`graphs`): Python in the model's forward pass runs in the first steps
+    only, so a model that decides anything there, and not on the GPU, wants `recipe.cuda_graph` off.
+
     Where several processes train (`distributed`), each takes its share of every batch and yields the same epochs.
 
     Args:
