@@ -62,7 +62,8 @@ def theirs(script: Path, data: Data, runs: int) -> list[Result]:
 
 def ours(recipe: Recipe, data: Data, runs: int) -> list[Result]:
     device = pick_device(recipe.device)
-    recipe, labels = replace(recipe, compile="on"), data.test.labels
+    recipe = replace(recipe, compile="on") if recipe.compile == "auto" else recipe
+    labels = data.test.labels
     data, found = data.to(device), []
     for seed in range(-1, runs):
         seeded = replace(recipe, seed=max(seed, 0))

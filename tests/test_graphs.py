@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from convlens import Data, InputSpec, Recipe, Split, make_model, train
+from convlens import Data, InputSpec, Recipe, Split, UserError, make_model, train
 from convlens.recipe import AugmentConfig, ModelConfig, OptimConfig
 from convlens.training import records
 
@@ -47,7 +46,7 @@ def test_recorded_steps_train_as_the_steps_do(optimizer: str) -> None:
 
 
 @on_a_gpu
-def test_a_step_that_waits_for_the_gpu_goes_on_without() -> None:
+def test_a_step_that_waits_for_the_gpu_is_refused_with_its_remedy() -> None:
     class Waits(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images * (1.0 if images.sum().item() > -1 else 0.0)
@@ -57,10 +56,23 @@ def test_a_step_that_waits_for_the_gpu_goes_on_without() -> None:
         Recipe(epochs=2, batch_size=16, device="cuda", model=ModelConfig("vgg", args={"widths": [8]})),
     )
     model = nn.Sequential(*make_model(recipe, data), Waits().cuda())
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        assert len(list(train(model, data, recipe))) == 2
-    assert any("cannot be a CUDA graph" in str(warning.message) for warning in told)
+    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .*: --set cuda_graph=off"):
+        list(train(model, data, recipe))
+    assert len(list(train(model, data, replace(recipe, cuda_graph="off")))) == 2
+
+
+@on_a_gpu
+def test_a_model_may_be_moved_between_epochs() -> None:
+    data, recipe = (
+        small(),
+        Recipe(epochs=4, batch_size=16, device="cuda", model=ModelConfig("vgg", args={"widths": [8]})),
+    )
+    model, before = make_model(recipe, data), torch.zeros(0)
+    for epoch in train(model, data, recipe):
+        weights = torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+        assert epoch.index == 1 or not torch.equal(weights, before)
+        before = weights
+        model.cpu(), model.cuda()
 
 
 def trained(recipe: Recipe) -> tuple[list[float], Tensor]:

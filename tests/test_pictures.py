@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convlens import Predictor, Recipe, Run, UserError, cache, cli, load
+from convlens import Predictor, Recipe, Run, UserError, cache, cli, load, make_model, train
 from convlens.images import preprocess
 from convlens.recipe import DataConfig
+from convlens.session import recipe_from
 from convlens.splits import hold_out
 from runs import fit_undrawn
 
@@ -292,6 +293,28 @@ def test_the_program(tmp_path, convlens, monkeypatch) -> None:
     named = convlens("train", "mnist-5k", "--size", "14")
     assert named.returncode == 2
     assert "size, channels, resize and columns are for pictures of your own" in named.stderr
+
+
+def test_a_csv_may_name_files_that_lie_elsewhere(tmp_path) -> None:
+    root = album(tmp_path / "album", 8)
+    rows = [f"{path},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (tmp_path / "lists").mkdir()
+    table = tmp_path / "lists" / "all.csv"
+    for name in (str, lambda row: f"../{Path(row).relative_to(tmp_path)}"):
+        table.write_text("\n".join(["path,label", *map(name, rows)]))
+        data = load(table, Recipe(data=DataConfig(val=0.0, test=0.3)))
+        assert not data.bad
+        assert len(data.train) + len(data.test) == len(rows)
+
+
+def test_a_network_of_one_size_trains_on_whole_sizes(tmp_path) -> None:
+    """The crops of `photos` are smaller than its test images, which the last layer of LeNet-5 does not take."""
+    data = load(album(tmp_path / "album", 8, (64, 64)), Recipe(data=DataConfig(val=0.0, test=0.3)))
+    chosen = recipe_from("photos", {"model.name": "lenet5", "epochs": 1}, [])
+    assert len(list(train(make_model(chosen, data), data, chosen))) == 1
+    smaller = recipe_from("photos", {"model.name": "lenet5", "epochs": 1}, ["augment.reduce=0.75"])
+    with pytest.raises(UserError, match=r"does not take images of 48 x 48, .*: --set augment.reduce=1"):
+        next(train(make_model(smaller, data), data, smaller))
 
 
 def test_the_columns_of_a_csv_have_flags(tmp_path, capsys) -> None:

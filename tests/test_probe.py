@@ -93,7 +93,7 @@ def test_where_nothing_fits_there_is_a_remedy(monkeypatch) -> None:
 
 @pytest.mark.parametrize("size", [32, 256])
 def test_measuring_is_some_steps_of_the_training(monkeypatch, size: int) -> None:
-    """Real batches in the last size of the crops; two to warm up, and three windows of 256 images at most; a rate that
+    """Real batches in the last size of the crops; some to warm up, and three windows of 256 images at most; a rate that
     would diverge, a compiler and an epoch count of 0 do not disturb it."""
     seen: list[tuple[int, ...]] = []
     inner = measuring.train
@@ -111,7 +111,7 @@ def test_measuring_is_some_steps_of_the_training(monkeypatch, size: int) -> None
     recipe = replace(RECIPE, batch_size=size, epochs=0, compile="on", optim=OptimConfig("sgd", 1e30, freeze=[0.0]))
     data = make_data(30 * size)
     assert images_per_second(recipe, data) > 0
-    assert seen == [(size, 1, 8, 8)] * (2 + 3 * 256 // size)
+    assert seen == [(size, 1, 8, 8)] * (measuring.WARM_UP + 3 * 256 // size)
 
 
 def test_it_does_not_take_longer_than_it_must(monkeypatch) -> None:

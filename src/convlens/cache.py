@@ -14,10 +14,11 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -154,8 +155,9 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
         problems: dict[int, str] = {}
         (part / "pixels.u8").touch()  # also of no pictures
         # QUIET once for all: to silence the warnings of each picture by itself takes a tenth of its decoding
-        with (part / "digests.u8").open("wb") as digests, QUIET:
-            for rows in _decoded(part / "pixels.u8", root, paths, spec):
+        decoding = closing(_decoded(part / "pixels.u8", root, paths, spec))  # its processes end before their files go
+        with (part / "digests.u8").open("wb") as digests, QUIET, decoding as chunks:
+            for rows in chunks:
                 for seen, found, problem in rows:
                     if problem:
                         problems[len(facts)] = problem
@@ -178,12 +180,13 @@ def _make(entry: Path, root: Path, paths: Sequence[str], spec: InputSpec, progre
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _decoded(pixels: Path, root: Path, paths: Sequence[str], spec: InputSpec) -> Iterator[list[Row]]:
+def _decoded(pixels: Path, root: Path, paths: Sequence[str], spec: InputSpec) -> Generator[list[Row], None, None]:
     """Fill the file `pixels`, chunk by chunk, and say of each picture what is to be known."""
     size = min(CHUNK[0], max(CHUNK[1] // (spec.size[0] * spec.size[1] * spec.channels), 1))
     firsts = range(0, len(paths), size)
     names = (paths[first : first + size] for first in firsts)
-    pool = _workers(min(os.cpu_count() or 1, max(len(firsts), 1)))
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    pool = _workers(min(processors, max(len(firsts), 1)))
     try:
         yield from pool.map(partial(_chunk, pixels, root, spec), firsts, names)
     finally:
@@ -194,11 +197,11 @@ def _chunk(pixels: Path, root: Path, spec: InputSpec, first: int, names: Sequenc
     block = np.zeros((len(names), *spec.size, spec.channels), np.uint8)
     rows: list[Row] = []
     for image, name in zip(block, names, strict=True):
-        found, problem = None, ""
+        path, found, problem = os.path.join(root, name), None, ""  # noqa: PTH118 - a Path for each takes time
         try:
-            image[:], found = read_picture(f"{root}/{name}", spec)
+            image[:], found = read_picture(path, spec)
         except UserError as error:
-            problem = str(error).replace(f"{root}/{name}", "the file")
+            problem = str(error).replace(path, "the file")
         rows.append((digest(image), found, problem))
     with pixels.open("rb+") as file:  # each worker writes where its pictures belong: they need not go through a pipe
         file.seek(first * block[0].nbytes)
@@ -213,15 +216,17 @@ def _workers(count: int) -> Executor:
     if count == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return ThreadPoolExecutor(count, "decode")
     context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(count, context, _begin, (context.Lock(),))
+    return ProcessPoolExecutor(count, context, _begin, (os.getpid(), context.Lock()))
 
 
-def _begin(one_large: AbstractContextManager[object]) -> None:
+def _begin(parent: int, one_large: AbstractContextManager[object]) -> None:
     """In a process of its own: what the keyboard says is for the main one, without which there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
-    images.ONE_LARGE = one_large
+    if os.getppid() != parent:  # it died before it was watched
+        os._exit(1)
+    images.ONE_LARGE, images.QUIET.lock = one_large, threading.Lock()  # another thread may have held it just now
 
 
 def _open(entry: Path, count: int, spec: InputSpec) -> Decoded:

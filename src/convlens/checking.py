@@ -83,8 +83,8 @@ def check(
         UserError: there is no such thing, or not one file that could be a picture of a class.
     """
     started = time.perf_counter()
-    keep_memory()
     album = open_album(data, config, data_dir, progress)
+    keep_memory()  # not before: what decodes inherits it, and is to give back the memory of its largest picture
     found = [*of_files(album), *of_classes(album)]
     looked = False
     if len(album):

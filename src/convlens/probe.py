@@ -11,6 +11,7 @@ from torch import Tensor
 from .data import Data, steps_per_epoch
 from .device import Timer, pick_device
 from .errors import UserError
+from .graphs import EAGER
 from .recipe import Recipe
 from .run import make_model
 from .training import Batches, Position, train
@@ -19,7 +20,7 @@ SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LARGEST_ON_CPU = 512  # its cores are busy long before; a GPU may still gain
 STEPS = 30  # that an epoch has at least: weights that move less often learn less in it
 CLOSE = 0.95  # of the most images a second: a smaller batch at that speed is preferred
-WARM_UP, WINDOW, WINDOWS, SECONDS = 2, 256, 3, 3.0  # steps; images, how often, seconds
+WARM_UP, WINDOW, WINDOWS, SECONDS = EAGER + 1, 256, 3, 3.0  # steps; images, how often, seconds
 
 
 @dataclass(frozen=True)

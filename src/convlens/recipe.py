@@ -87,7 +87,7 @@ class AugmentConfig:
     # none: whole images
     crop: list[int] = field(default_factory=list, metadata={"low": 1, "high": 1024})
     scale: float = _number(1.0, 0.01, 1)  # least share of the area that is cropped and resized to the whole; 1: off
-    reduce: float = _number(1.0, 0.1, 1)  # times the image's sides: what crops are brought to, to no less than 32
+    reduce: float = _number(1.0, 0.5, 1)  # times the image's sides: what crops are brought to, to no less than 32
     warp: float = _number(0.0, 0, 1)  # turns, shears, moves, zooms: up to this times 30 degrees, 0.3, 0.3 sides, 1.41
     colour: float = _number(0.0, 0, 1)  # brightness, contrast, saturation times 1 - colour to 1 + colour
     tone: float = _number(0.0, 0, 1)  # share of the images: posterize, solarize, autocontrast or equalize, one of them

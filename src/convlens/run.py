@@ -151,7 +151,8 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
     device, (height, width) = pick_device(recipe.device), data.input.size
     model = model.to(device)
     count = min(WHITENED[0], max(WHITENED[1] // (height * width), 1))
-    fit_whitening(model, data.train.at(slice(count)).to(device))
+    places = torch.linspace(0, len(data.train) - 1, min(count, len(data.train))).long()  # a folder is sorted by class
+    fit_whitening(model, data.train.at(places.to(data.train.labels.device)).to(device))
     return model
 
 

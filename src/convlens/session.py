@@ -52,7 +52,8 @@ def recipe_from(name: str, flags: dict[str, Any], settings: Sequence[str]) -> Re
     if level is not None:
         base = replace(base, augment=get_augmentation(level))
     if "model.name" in given:
-        base = replace(base, model=replace(base.model, args={}))  # the arguments were those of the recipe's network
+        # The arguments were those of the recipe's network; another may take images of one size only
+        base = replace(base, model=replace(base.model, args={}), augment=replace(base.augment, reduce=1.0))
     if given.get("optim.name", base.optim.name) != base.optim.name:
         given.setdefault("optim.lr", USUAL_LR.get(str(given["optim.name"]), base.optim.lr))
     told = {"augment": level} if level else {}

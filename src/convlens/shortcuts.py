@@ -52,7 +52,8 @@ def _flattens(layer: nn.Module) -> bool:
 
 
 def _largest(module: nn.Module) -> bool:
-    return type(module) is nn.AdaptiveMaxPool2d and module.output_size in (1, (1, 1)) and not hooked(module)
+    plain = type(module) is nn.AdaptiveMaxPool2d and not module.return_indices and not hooked(module)
+    return plain and module.output_size in (1, (1, 1))
 
 
 class _Largest(nn.Module):

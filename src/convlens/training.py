@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from .augment import reduced
 from .data import Data, batches, steps_per_epoch
 from .device import (
     Timer,
@@ -41,6 +42,7 @@ from .optim import (
 )
 from .recipe import AugmentConfig, Recipe
 from .shortcuts import hooked, shortcut, wide_convolutions
+from .splits import Split
 
 COMPILE_FROM = 1e15  # floating point operations of a run's forward passes: about a minute of an eager GPU
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
@@ -119,7 +121,8 @@ def train(
         watch: wraps the batches of an epoch, as a progress bar does.
 
     Raises:
-        UserError: the loss is not a finite number, or the recipe freezes more convolutions than there are.
+        UserError: the loss is not a finite number, the recipe freezes more convolutions than there are, or the model
+            does not take the smaller images that the recipe trains on.
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, recipe.optim)
@@ -129,9 +132,10 @@ def train(
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
     flops = forward_flops(model, split.at(slice(1)))
+    require_sizes(model, split, recipe.augment)
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
-    layers, body, frozen = freezable(model, recipe.optim), body_of(model), (-1, False)
+    layers, body, frozen, placed = freezable(model, recipe.optim), body_of(model), (-1, False), places_of(model)
     step: Step
     gradients = in_parts(gradients_of(loss_of, device, precision), recipe.accumulate)
     keep_memory()
@@ -151,6 +155,8 @@ def train(
                 set_random_state(device, at.random)
             only_head = at.epoch <= recipe.optim.head_epochs
             train_mode(model, only_head)
+            if placed != (placed := places_of(model)):  # the caller moved the model: what was recorded knows it no more
+                frozen = (-1, False)
             changes = augmentation(recipe, at.epoch, data.flip_ok)
             size, seed, classes = recipe.batch_size, recipe.seed, len(data.classes)
             todo: Batches = batches(split, size, changes, seed, at.epoch, first, classes, sampled)
@@ -162,7 +168,7 @@ def train(
                         whole = parallel(shortcut(model))
                         forward = torch.compile(whole) if compiled else whole
                         step = step_of(forward, gradients, optimizer, clip)
-                        step = recorded(step) if records(recipe, model, device) else step
+                        step = recorded(step, device) if records(recipe, model, device) else step
                     set_rates(optimizer, share)
                     at.losses[at.step], right = step(images, labels)
                     average((at.epoch - 1) * steps + at.step)
@@ -286,6 +292,27 @@ def compiles(recipe: Recipe, device: torch.device, run_flops: float) -> bool:
     forward passes of the run are so much arithmetic that the half minute or so of compiling is won back. On a CPU it
     was not: kernels that dominate a step are the same, and what it fuses is cheap once memory is kept."""
     return recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda" and run_flops > COMPILE_FROM)
+
+
+def require_sizes(model: nn.Module, split: Split, augment: AugmentConfig) -> None:
+    """Try the model on the sizes that the images are brought to for training."""
+    height, width = split.store.shape[2:]
+    smaller = {reduced((height, width), augment.reduce)} | {
+        (min(side, height), min(side, width)) for side in augment.crop
+    }
+    for high, wide in sorted(smaller - {(height, width)}):
+        try:
+            forward_flops(model, split.at(slice(1))[:, :, :high, :wide])
+        except RuntimeError as error:
+            raise UserError(
+                f"the model does not take images of {high} x {wide}, to which they are brought for training ({error}): "
+                "--set augment.reduce=1 --set augment.crop=[]"
+            ) from error
+
+
+def places_of(model: nn.Module) -> list[int]:
+    """Where in memory its parameters and buffers lie."""
+    return [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def records(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:

@@ -39,10 +39,10 @@ class Whiten(nn.Conv2d):
     def fit(self, images: Tensor) -> None:
         """Set the filters from normalised images, float (N, C, H, W)."""
         patches = F.unfold(images, self.kernel_size, stride=max(self.stride[0], 2)).transpose(1, 2).flatten(0, 1)
-        variances, components = torch.linalg.eigh((patches.T @ patches / len(patches)).double().cpu())
+        variances, components = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu().double())
         strongest = slice(len(variances) - len(self.weight) // 2, None)  # eigh sorts from the weakest
         filters = (components / (variances + EPS).sqrt())[:, strongest].T.reshape(-1, *self.weight.shape[1:])
-        self.weight.copy_(torch.cat([filters, -filters]))
+        self.weight.copy_(torch.cat([filters, -filters]).float())
         if self.bias is not None:
             self.bias.zero_()
 
