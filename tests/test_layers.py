@@ -14,6 +14,7 @@ LAYERS = [
     ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
+        "steps",
         "training",
         "lr_find",
         "evaluation",

@@ -19,7 +19,7 @@ from convlens.augment import beta, cutmix, mix, mixup
 from convlens.data import batches
 from convlens.optim import objective
 from convlens.recipe import AugmentConfig, LossConfig, OptimConfig, Recipe
-from convlens.training import answers
+from convlens.steps import answers
 
 SHAPES = [(13, 3, 6, 9), (8, 1, 7, 5), (1, 3, 4, 4), (2, 3, 1, 1)]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}

@@ -14,7 +14,6 @@ from .augment import reduced
 from .data import Data, batches, steps_per_epoch
 from .device import (
     Timer,
-    autocast,
     choose_kernels,
     keep_memory,
     mix_seed,
@@ -22,7 +21,7 @@ from .device import (
     random_state,
     set_random_state,
 )
-from .distributed import by_itself, mine, most, of_batch, on_main, parallel, rank, world
+from .distributed import most, on_main, parallel, rank, world
 from .errors import FAILED, UserError
 from .flops import forward_flops
 from .graphs import Step, recorded
@@ -41,8 +40,9 @@ from .optim import (
     train_mode,
 )
 from .recipe import AugmentConfig, Recipe
-from .shortcuts import hooked, shortcut, wide_convolutions
+from .shortcuts import hooked, shortcut
 from .splits import Split
+from .steps import gradients_of, in_parts, step_of
 
 COMPILE_FROM = 1e15  # floating point operations of a run's forward passes: about a minute of an eager GPU
 CHECK_EVERY = 100  # steps between looks at the loss: a run that diverged is not trained to the end of its epoch
@@ -67,8 +67,6 @@ class Position:
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Watch = Callable[[Batches, Position], Batches]  # what wraps the batches of an epoch, as a progress bar does
-Forward = Callable[[Tensor], Tensor]
-Gradients = Callable[[Forward, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -188,58 +186,6 @@ def train(
         hold(body, layers, 0, False)  # what comes after this training may train on
 
 
-def step_of(
-    forward: Forward, gradients: Gradients, optimizer: torch.optim.Optimizer, clip: Callable[[], object]
-) -> Step:
-    """The function (images, labels) -> mean loss and right answers that makes one step of the optimizer."""
-
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        optimizer.zero_grad()
-        found = gradients(forward, images, labels, 1.0)
-        clip()
-        optimizer.step()
-        return found
-
-    return step
-
-
-def gradients_of(loss_of: Callable[[Tensor, Tensor], Tensor], device: torch.device, precision: str) -> Gradients:
-    """The function (forward, images, labels, share) -> mean loss and right answers, which adds `share` times the
-    gradient of that loss to the parameters' gradients. Each process takes its part of the images; the numbers are those
-    of all."""
-    wide = wide_convolutions(device, precision)
-
-    def gradients(forward: Forward, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        images, labels, weight = mine(images, labels)
-        with autocast(device, precision), wide:
-            logits = forward(images)
-        loss, scale = loss_of(logits.float(), labels), weight * share
-        (loss if scale == 1 else loss * scale).backward()
-        right = (logits.detach().argmax(1) == answers(labels)).sum()
-        return of_batch(loss.detach(), right, weight)
-
-    return gradients
-
-
-def in_parts(gradients: Gradients, count: int) -> Gradients:
-    """The same function, computed on `count` parts of the batch in turn, as even as can be, in the memory of one part.
-
-    What they add up to is the gradient of the whole batch, to rounding; batch norm takes the statistics of each part.
-    """
-
-    def added_up(forward: Forward, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        parts = min(count, len(labels))
-        total, right = torch.zeros((2,), device=labels.device)
-        for i, (some, theirs) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)):
-            of_all = len(theirs) / len(labels)
-            with by_itself(forward, i < parts - 1):  # the last part's exchange is the one of the sum
-                loss, hits = gradients(forward, some, theirs, share * of_all)
-            total, right = total + loss * of_all, right + hits
-        return total, right
-
-    return gradients if count == 1 else added_up
-
-
 def _end_of_epoch(at: Position, recipe: Recipe, images: int, share: float) -> Epoch:
     """The epoch that ends here, complete or not; the position moves on to the next where it is complete."""
     steps, index, seconds = len(at.losses), at.epoch, at.seconds
@@ -261,11 +207,6 @@ def _stopped(stop: threading.Event) -> bool:
     if stopped:
         stop.set()
     return stopped
-
-
-def answers(labels: Tensor) -> Tensor:
-    """The right answer to each image (N,): its label, or of its classes' shares (N, K) the greatest one's class."""
-    return labels if labels.ndim == 1 else labels.argmax(1)
 
 
 def lr_share(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
