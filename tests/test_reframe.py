@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from convlens.augment import augment, reduced, reframe
+from convlens.augment import augment, augmented_size, reduced, reframe
 from convlens.recipe import AugmentConfig
 
 SHAPES = [(12, 3, 18, 23), (12, 1, 21, 16), (1, 3, 8, 8), (1, 1, 5, 40)]
@@ -138,6 +138,12 @@ def test_a_reduced_crop_is_what_the_whole_one_shows_between_its_pixels(reduce: f
     assert (got.float() - expected).abs().max() <= 1  # each was rounded
     alone = augment(images, AugmentConfig(reduce=reduce), seeded())
     assert alone.shape == got.shape
+
+
+@pytest.mark.parametrize(("reduce", "crop"), [(1.0, []), (0.75, []), (1.0, [40]), (0.75, [40]), (0.5, [60])])
+def test_the_size_that_images_are_brought_to(reduce: float, crop: list[int]) -> None:
+    config = AugmentConfig(reduce=reduce, crop=crop)
+    assert augment(pictures((2, 3, 64, 50)), config, seeded()).shape[2:] == augmented_size((64, 50), config)
 
 
 def test_small_sides_are_not_reduced() -> None:

@@ -97,10 +97,10 @@ def reframe(
     """Each image through a frame of its own: a crop and a warp, which are one affine map, sampled once and bilinearly.
 
     The random resized crop (Szegedy et al., arXiv:1409.4842): `scale`..1 of the image's area, uniformly, and the sides'
-    ratio times 3/4..4/3, as far as it fits, from anywhere within, brought to `reduced` sides. None
-    is made smaller by more than 1 / `reduce`, too little to be antialiased. 1: no crop. What a crop shows is larger
-    than in the whole images of the test, at a `scale` of 0.25 by a third on average; with a `reduce` of 0.75 it has the
-    same size, and a step takes half of the arithmetic (the observation of Touvron et al., arXiv:1906.06423).
+    ratio times 3/4..4/3, as far as it fits, from anywhere within, brought to `reduced` sides. None is made smaller by
+    more than 1 / `reduce`, too little to be antialiased. 1: no crop. What a crop shows is larger than in the whole
+    images of the test, at a `scale` of 0.25 by a third on average; with a `reduce` of 0.75 it has the same size, and a
+    step takes half of the arithmetic (the observation of Touvron et al., arXiv:1906.06423).
 
     The warp, in what was cropped: turned, sheared and moved in both directions, enlarged or reduced, each uniformly up
     to `warp` (0..1) times 30 degrees, 0.3, 0.3 of the side, a factor of sqrt(2) (its exponent). These are the geometric
@@ -114,10 +114,14 @@ def reframe(
     if scale < 1:
         side, centre = _crops(torch.rand(4, n, generator=generator, device=images.device), scale)
         frames = torch.cat([frames[:, :, :2] * side, frames[:, :, 2:] * side + centre], 2)
-    size = reduced((height, width), reduce)
-    return _sample(
-        images, frames, size, fill if warp else "reflect"
-    )  # a crop shows nothing from outside to be blackened
+    beyond = fill if warp else "reflect"  # a crop shows nothing from outside to be blackened
+    return _sample(images, frames, reduced((height, width), reduce), beyond)
+
+
+def augmented_size(size: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
+    """(height, width) of what `augment` makes of images of `size`."""
+    height, width = (min([side, *config.crop[:1]]) for side in reduced(size, config.reduce))
+    return height, width
 
 
 def reduced(size: tuple[int, int], reduce: float) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from .augment import reduced
+from .augment import augmented_size
 from .data import Data, batches, steps_per_epoch
 from .device import (
     Timer,
@@ -238,10 +238,9 @@ def compiles(recipe: Recipe, device: torch.device, run_flops: float) -> bool:
 def require_sizes(model: nn.Module, split: Split, augment: AugmentConfig) -> None:
     """Try the model on the sizes that the images are brought to for training."""
     height, width = split.store.shape[2:]
-    smaller = {reduced((height, width), augment.reduce)} | {
-        (min(side, height), min(side, width)) for side in augment.crop
-    }
-    for high, wide in sorted(smaller - {(height, width)}):
+    crops = [[side] for side in augment.crop] or [[]]
+    sizes = {augmented_size((height, width), replace(augment, crop=crop)) for crop in crops}
+    for high, wide in sorted(sizes - {(height, width)}):
         try:
             forward_flops(model, split.at(slice(1))[:, :, :high, :wide])
         except RuntimeError as error:

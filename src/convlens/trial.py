@@ -24,7 +24,7 @@ from typing import Any  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from .augment import reduced  # noqa: E402
+from .augment import augmented_size  # noqa: E402
 from .data import Data, load, steps_per_epoch  # noqa: E402
 from .device import Timer, pick_device, pick_precision  # noqa: E402
 from .errors import UserError  # noqa: E402
@@ -112,8 +112,7 @@ def run_flops(recipe: Recipe, data: Data) -> int:
     steps = steps_per_epoch(data.train, recipe.batch_size)
     counted: dict[tuple[int, int, int, bool], int] = {}
     for epoch, step in itertools.product(range(1, recipe.epochs + 1), range(steps)):
-        side = augmentation(recipe, epoch, data.flip_ok).crop
-        height, width = (min([n, *side]) for n in reduced(data.input.size, recipe.augment.reduce))
+        height, width = augmented_size(data.input.size, augmentation(recipe, epoch, data.flip_ok))
         key = height, width, frozen_layers(recipe, epoch, step, steps), epoch <= recipe.optim.head_epochs
         if key not in counted:
             hold(body, layers, *key[2:])
