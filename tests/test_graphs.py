@@ -42,7 +42,9 @@ def test_recorded_steps_train_as_the_steps_do(optimizer: str) -> None:
     )
     losses, weights = zip(*(trained(replace(recipe, cuda_graph=way)) for way in ("auto", "off")), strict=True)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    torch.testing.assert_close(*weights, rtol=1e-2, atol=1e-3)
+    # Not weight by weight: where a gradient is nothing but rounding, Adam still takes whole steps
+    moved = weights[1] - weights_of(make_model(recipe, small()))
+    assert (weights[0] - weights[1]).norm() < 0.03 * moved.norm()
 
 
 @on_a_gpu
@@ -69,7 +71,7 @@ def test_a_model_may_be_moved_between_epochs() -> None:
     )
     model, before = make_model(recipe, data), torch.zeros(0)
     for epoch in train(model, data, recipe):
-        weights = torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+        weights = weights_of(model)
         assert epoch.index == 1 or not torch.equal(weights, before)
         before = weights
         model.cpu(), model.cuda()
@@ -79,7 +81,11 @@ def trained(recipe: Recipe) -> tuple[list[float], Tensor]:
     data = small()
     model = make_model(recipe, data)
     losses = [epoch.loss for epoch in train(model, data, recipe)]
-    return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+    return losses, weights_of(model)
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
 
 
 def small() -> Data:
