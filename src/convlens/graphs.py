@@ -68,7 +68,8 @@ def _record(step: Step, images: Tensor, labels: Tensor, stream: torch.cuda.Strea
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        what = str(error).splitlines()[0]  # the rest is CUDA's advice on how to debug its kernels
         raise UserError(
-            f"a training step of this model cannot be recorded as a CUDA graph ({error}): --set cuda_graph=off", FAILED
+            f"a training step of this model cannot be recorded as a CUDA graph ({what}): --set cuda_graph=off", FAILED
         ) from error
     return _Recording(graph, inputs, outputs)
