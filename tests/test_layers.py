@@ -17,6 +17,7 @@ LAYERS = [
         "steps",
         "training",
         "lr_find",
+        "intervals",
         "evaluation",
         "calibration",
         "tensors",
