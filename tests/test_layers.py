@@ -39,8 +39,8 @@ LAYERS = [
         "mislabels",
         "checking",
     ],
-    ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["predict", "trial", "bench", "tune", "checkpage", "comparing", "overlay", "comparepage"],
+    ["console", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

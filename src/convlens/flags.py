@@ -22,6 +22,7 @@ DataOrNone = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.", show_default=False)]
 Network = Annotated[
     str,
@@ -175,6 +176,13 @@ RunName = Annotated[
 ]
 OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="A .csv or .json file. [default: CSV on stdout]")
+]
+
+# What tells others of runs
+ComparePage = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page with the curves, too.")]
+ComparePlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG of the curves.")]
+CardFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Where it is put. [default: RUN/MODEL_CARD.md]")
 ]
 
 # The rest
