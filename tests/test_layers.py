@@ -31,6 +31,7 @@ LAYERS = [
         "gallery",
         "run",
         "probe",
+        "modelcard",
         "fitting",
         "album",
         "findings",

@@ -94,5 +94,6 @@ for command in (
     answering.explain,
     answering.predict,
     telling.compare,
+    telling.card,
 ):
     app.command()(command)

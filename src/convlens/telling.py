@@ -1,4 +1,4 @@
-"""The command that puts runs side by side."""
+"""The commands that tell others of finished runs: side by side, and as a model card."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ def compare(
         print(json.dumps(found.to_dict()))
     else:
         _tables(found)
+
+
+def card(run: flags.RunPath, to: flags.CardFile = None) -> None:
+    """Write a finished run's model card, in the form that the Hugging Face Hub reads."""
+    from .console import err
+    from .modelcard import NAME, model_card, write_card
+    from .run import Run
+
+    opened = Run.open(run)
+    written = write_card(model_card(opened), to or opened.path / NAME)
+    err.print(f"the model card is {written}; it names no license: that is yours to choose")
 
 
 def _tables(found: Comparison) -> None:
