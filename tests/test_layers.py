@@ -9,7 +9,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
-    ["errors", "files", "device", "shortcuts", "distributed", "download"],
+    ["errors", "markup", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
     ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [

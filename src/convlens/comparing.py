@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import markup
 from .errors import UserError
 from .intervals import wilson
 from .run import Run
@@ -81,6 +82,37 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """The results, the settings that differ, and the tests; `overlay.overlay(sides)` draws the curves."""
+        columns = ("run", "path", "accuracy", "95 % interval", "parameters", "multiply-adds", "seconds")
+        rows = []
+        for side in self.sides:
+            counts = ["" if count is None else f"{count:,}" for count in (side.parameters, side.macs)]
+            accuracy = "not finished" if side.accuracy is None else f"{side.accuracy:.2%}"
+            interval = " to ".join(f"{bound:.2%}" for bound in side.interval or ())
+            rows.append((side.letter, side.path, accuracy, interval, *counts, f"{side.seconds:,.1f}"))
+        parts = [markup.table(columns, rows, columns[2:])]
+        differ = {**self.recipe, **self.environment}
+        if differ:
+            cells = [(key, *map(shown, values)) for key, values in differ.items()]
+            parts.append(markup.table(("where they differ", *(side.letter for side in self.sides)), cells))
+        if self.tests:
+            numbers = ("both right", "only first", "only second", "neither", "p", "p, Holm")
+            tests = [
+                (
+                    f"{t.first}, {t.second}",
+                    t.both,
+                    t.only_first,
+                    t.only_second,
+                    t.neither,
+                    f"{t.p:.3g}",
+                    f"{t.p_holm:.3g}",
+                )
+                for t in self.tests
+            ]
+            parts.append(markup.table(("McNemar's test", *numbers), tests, numbers))
+        return "".join(parts + [markup.paragraph(sentence) for sentence in self.said])
 
 
 def compare(runs: Sequence[Run | str | Path], builder: str | None = None) -> Comparison:

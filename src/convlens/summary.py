@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import markup
 from .evaluation import evaluating
 from .flops import layer_macs
 from .models.sizes import WINDOWED, formula, windows
@@ -52,6 +53,20 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """A line a layer, the formula of its size last."""
+        numbers = ("parameters", "multiply-adds", "receptive field")
+        columns = ("layer", "kind", "kernel", "stride", "padding", "output", *numbers, "output height")
+        rows = []
+        for row in self.rows:
+            sees = "all" if row.receptive_field is None else str(row.receptive_field)
+            counts = [f"{count:,}" if count else "" for count in (row.parameters, row.macs)]
+            cells = (row.name, row.kind, row.kernel, row.stride, row.padding, " x ".join(map(str, row.output)))
+            rows.append((*cells, *counts, sees, row.formula))
+        channels, height, width = self.input
+        said = f"and {self.macs:,} multiply-adds for one image of {channels} x {height} x {width}"
+        return markup.paragraph(said, f"{self.parameters:,} parameters") + markup.table(columns, rows, numbers)
 
 
 def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary:
