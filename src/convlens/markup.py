@@ -21,7 +21,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Seq
 
     def line(kind: str, cells: Sequence[object]) -> str:
         drawn = zip(cells, sides, strict=True)
-        return "".join(f'<{kind} style="text-align: {side}">{escape(str(cell))}</{kind}>' for cell, side in drawn)
+        return "".join(
+            f'<{kind} style="text-align: {side}; white-space: nowrap">{escape(str(cell))}</{kind}>'
+            for cell, side in drawn
+        )
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     return f"<table><thead><tr>{line('th', columns)}</tr></thead><tbody>{body}</tbody></table>"
@@ -47,8 +50,8 @@ def tiles(maps: np.ndarray, width: int = WIDTH) -> bytes:
     from PIL import Image
 
     n, h, w = maps.shape
-    columns = min(math.ceil(math.sqrt(n * 2)), n)  # wider than high
-    rows = -(-n // columns)
+    rows = -(-n // math.ceil(math.sqrt(2 * n)))  # fewer than columns, which fill them as evenly as they can
+    columns = -(-n // rows)
     high = float(np.abs(maps).max()) or 1.0
     signed = bool(maps.min() < 0)
     colors = matplotlib.colormaps["RdBu_r" if signed else "viridis"]
