@@ -18,10 +18,10 @@ from convlens.comparing import EXACT, Comparison, compare, holm, mcnemar
 from convlens.console import Console
 from convlens.fitting import advance
 from convlens.intervals import wilson
-from convlens.overlay import overlay
 from convlens.recipe import ModelConfig
 from convlens.run import start
 from convlens.summary import summarize
+from convlens.together import curves_together
 from refusals import refused
 from runs import fit_undrawn
 
@@ -156,7 +156,7 @@ def test_an_unfinished_run_is_said_and_its_curve_shown(pair: tuple[Run, Run], be
     assert "No McNemar test of A and B: it needs the predictions of two finished runs." in found.said
     assert (found.sides[1].accuracy, found.sides[1].interval, found.sides[1].epochs) == (None, None, 1)
     assert "not finished" in page(found)
-    assert len(overlay(found.sides).get_lines()) == 4  # validation and training of both
+    assert len(curves_together(found.sides).get_lines()) == 4  # validation and training of both
 
 
 def test_another_machine_makes_times_incomparable(pair: tuple[Run, Run], tmp_path) -> None:

@@ -40,7 +40,7 @@ LAYERS = [
         "mislabels",
         "checking",
     ],
-    ["predict", "trial", "bench", "tune", "checkpage", "comparing", "overlay", "comparepage"],
+    ["predict", "trial", "bench", "tune", "checkpage", "comparing", "together", "comparepage"],
     ["console", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

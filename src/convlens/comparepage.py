@@ -7,8 +7,8 @@ import base64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .comparing import EXACT, Comparison, shown
-from .overlay import overlay
-from .plots import png
+from .plots import new_axes, png
+from .together import curves_together
 
 
 def page(found: Comparison) -> str:
@@ -27,7 +27,10 @@ def page(found: Comparison) -> str:
         found=found,
         low=min(bounds, default=0),
         width=max(bounds, default=1) - min(bounds, default=0),
-        curves={name: base64.b64encode(png(overlay(found.sides, name))).decode() for name in quantities},
+        curves={
+            name: base64.b64encode(png(curves_together(found.sides, name, new_axes(4.9, 3.6)))).decode()
+            for name in quantities
+        },
         exact=EXACT,
     )
     return text.encode(errors="backslashreplace").decode()  # a folder's name need not be UTF-8, a page must

@@ -84,7 +84,7 @@ class Comparison:
         return asdict(self)
 
     def _repr_html_(self) -> str:
-        """The results, the settings that differ, and the tests; `overlay.overlay(sides)` draws the curves."""
+        """The results, the settings that differ, and the tests; `together.curves_together(sides)` draws the curves."""
         columns = ("run", "path", "accuracy", "95 % interval", "parameters", "multiply-adds", "seconds")
         rows = []
         for side in self.sides:

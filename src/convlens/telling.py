@@ -29,10 +29,10 @@ def compare(
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
     found = find(runs, model)
     if plot:
-        from .overlay import both_overlays
         from .plots import save
+        from .together import both_together
 
-        err.print(f"the curves are in {save(both_overlays(found.sides), plot)}")
+        err.print(f"the curves are in {save(both_together(found.sides), plot)}")
     if html:
         from .comparepage import page
 

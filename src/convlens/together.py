@@ -22,7 +22,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a folder's name begins no formula
-def overlay(sides: Sequence[Side], quantity: str = "accuracy", axes: Axes | None = None) -> Axes:
+def curves_together(sides: Sequence[Side], quantity: str = "accuracy", axes: Axes | None = None) -> Axes:
     """`quantity` ("accuracy" or "loss") over the epochs, a line with markers for each run: on validation where all runs
     with an epoch have it, else in training, which are not the same thing and so never stand in one chart. The thin
     lines are the training's where the others are validation's."""
@@ -64,10 +64,10 @@ def overlay(sides: Sequence[Side], quantity: str = "accuracy", axes: Axes | None
     return axes
 
 
-def both_overlays(sides: Sequence[Side]) -> Axes:
+def both_together(sides: Sequence[Side]) -> Axes:
     """Accuracy and loss side by side in one figure; the second's Axes."""
     figure = Figure(figsize=(13, 5), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     for quantity, axes in zip(("accuracy", "loss"), figure.subplots(1, 2), strict=True):
-        overlay(sides, quantity, axes)
+        curves_together(sides, quantity, axes)
     return axes
