@@ -23,11 +23,13 @@ LAYERS = [
         "checkpoint",
         "modelfile",
         "explain",
+        "attribution",
         "summary",
     ],
     [
         "plots",
         "gallery",
+        "overlays",
         "run",
         "probe",
         "fitting",
