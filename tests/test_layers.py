@@ -24,6 +24,8 @@ LAYERS = [
         "modelfile",
         "explain",
         "attribution",
+        "faithfulness",
+        "wishes",
         "summary",
     ],
     [
