@@ -57,7 +57,7 @@ def evaluate(
 
 def explain(
     run: flags.RunPath,
-    images: flags.ImagesOrNone = None,
+    images: flags.Images = None,
     method: flags.Method = None,
     target: flags.Explained = None,
     against: flags.Against = None,

@@ -66,7 +66,9 @@ def wish_grid(found: Wishes, names: Sequence[str], columns: int = 5) -> Axes:
     ]
     what = f"the mean of channels of {found.layer}" if found.layer else "the logit"
     settings = ", ".join(f"{key} {_short(value)}" for key, value in found.settings.items())
-    return image_grid(found.images, captions, title=f"What maximises {what}\n{settings}", columns=columns)
+    return image_grid(
+        found.images, captions, title=f"What maximises {what} (in noise → in this image)\n{settings}", columns=columns
+    )
 
 
 def attributions(image: Tensor, found: Sequence[Attribution], classes: Sequence[str], truth: str | None = None) -> Axes:
