@@ -32,9 +32,11 @@ Network = Annotated[
 ]
 Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE|FOLDER...", show_default=False)]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGE...", help="Picture files, or test:7 and train:7 of the data set.", show_default=False
+        metavar="IMAGE...",
+        help="Picture files, or test:7 and train:7 of the data set; none: the network itself.",
+        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -199,6 +201,26 @@ Classes = Annotated[int, typer.Option("--classes", min=2, help="How many.")]
 Formula = Annotated[bool, typer.Option("--formula", help="The output-size formula with every layer's numbers.")]
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
+]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="M",
+        help="saliency, input-x-gradient, integrated-gradients, grad-cam, occlusion, all or none; repeatable. "
+        "[default: grad-cam, integrated-gradients, occlusion]",
+    ),
+]
+Explained = Annotated[
+    str | None,
+    typer.Option("--class", metavar="C", help="The class to explain, by name or number. [default: the answer]"),
+]
+Against = Annotated[str | None, typer.Option("--against", metavar="C", help="Why that class and not this one.")]
+Layer = Annotated[
+    str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last convolution with maps]")
+]
+Wishes = Annotated[
+    bool, typer.Option("--wishes", help="Draw what the network wants to see: class means, and images climbed to.")
 ]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
