@@ -17,10 +17,12 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from convlens import Recipe, Run, build, compare, feature_maps, load, plots, summarize
+from convlens.attribution import attribute
 from convlens.evaluation import SHOWN, metrics_of
 from convlens.explain import FeatureMap
 from convlens.fitting import advance
 from convlens.markup import table, tiles
+from convlens.overlays import attributions
 from convlens.recipe import ModelConfig
 from convlens.run import start
 from runs import fit_undrawn
@@ -137,6 +139,17 @@ def test_a_feature_map_shows_its_tiles(run: Run, data) -> None:
     text = shown(feature)["text/html"]
     assert feature.formula.replace("<", "&lt;") in text
     assert "img" in Cells(text).elements
+
+
+def test_an_attribution_shows_its_heat_and_its_figure(run: Run, data) -> None:
+    model, image = run.model_file().model, data.test.images[0]
+    (found,) = attribute(model, image[None], "input-x-gradient", target=3, against=5)
+    text = shown(found)["text/html"]
+    assert "<strong>input-x-gradient</strong> why class 3 rather than class 5" in text
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as opened:
+        assert opened.size == (280, 280)
+    assert "image/png" in shown(attributions(image, [found], data.classes))
 
 
 def test_tiles_stand_in_rows_on_one_scale() -> None:
