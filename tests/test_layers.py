@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
+    ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
         "steps",
@@ -23,10 +23,13 @@ LAYERS = [
         "checkpoint",
         "modelfile",
         "explain",
+        "confidence",
+        "robust",
         "summary",
     ],
     [
         "plots",
+        "trustplots",
         "gallery",
         "run",
         "probe",
