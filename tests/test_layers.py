@@ -25,6 +25,7 @@ LAYERS = [
         "explain",
         "confidence",
         "robust",
+        "receptive",
         "summary",
     ],
     [
