@@ -31,6 +31,7 @@ LAYERS = [
     [
         "plots",
         "trustplots",
+        "drawing",
         "gallery",
         "run",
         "probe",
@@ -43,7 +44,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["console", "layertable", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 
