@@ -208,6 +208,7 @@ def test_the_command(pair: tuple[Run, Run], convlens, tmp_path) -> None:
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text
     assert convlens("compare", *paths, "--html", tmp_path / "none" / "c.html").returncode == 2
+    assert "there are: .png, .svg" in convlens("compare", *paths, "--plot", tmp_path / "c.xyz").stderr
     done = convlens("compare", *paths)
     assert "McNemar's test, on the same test images" in done.stdout
     assert f"{pair[1].metrics['test']['accuracy']:.2%}" in done.stdout

@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "markup", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
+    ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
         "steps",
@@ -27,10 +27,15 @@ LAYERS = [
         "attribution",
         "faithfulness",
         "wishes",
+        "confidence",
+        "robust",
+        "receptive",
         "summary",
     ],
     [
         "plots",
+        "trustplots",
+        "drawing",
         "gallery",
         "overlays",
         "run",
@@ -45,7 +50,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage", "comparing", "together", "comparepage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
+    ["console", "layertable", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

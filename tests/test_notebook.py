@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -101,8 +102,13 @@ def test_a_summary_shows_every_layer_and_the_totals() -> None:
     for row in summary.rows:
         assert row.name in found.cells
         assert row.formula in found.cells
+    assert "5 x 5" in found.cells
+    assert "all" in found.cells
     assert f"{summary.parameters:,} parameters" in text
     assert f"{summary.macs:,} multiply-adds" in text
+    odd = summarize(build("vgg", channels=1, classes=10, size=(28, 28), args={"widths": [4, 4, 4]}), 1, (28, 28))
+    assert odd.notes
+    assert all(escape(note.text) in shown(odd)["text/html"] for note in odd.notes)
 
 
 def test_a_run_shows_its_result_and_its_curves(run: Run) -> None:

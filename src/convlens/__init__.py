@@ -40,6 +40,7 @@ _HOME = {
     "load": "data",
     "make_model": "run",
     "maximise": "wishes",
+    "robustness": "robust",
     "summarize": "summary",
     "train": "training",
 }
@@ -75,6 +76,7 @@ __all__ = [
     "load",
     "make_model",
     "maximise",
+    "robustness",
     "summarize",
     "train",
 ]

@@ -7,7 +7,7 @@ import base64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .comparing import EXACT, Comparison, shown
-from .plots import new_axes, png
+from .plots import new_axes, rendered
 from .together import curves_together
 
 
@@ -28,7 +28,7 @@ def page(found: Comparison) -> str:
         low=min(bounds, default=0),
         width=max(bounds, default=1) - min(bounds, default=0),
         curves={
-            name: base64.b64encode(png(curves_together(found.sides, name, new_axes(4.9, 3.6)))).decode()
+            name: base64.b64encode(rendered(curves_together(found.sides, name, new_axes(4.9, 3.6)))).decode()
             for name in quantities
         },
         exact=EXACT,

@@ -182,7 +182,7 @@ OutputFile = Annotated[
 
 # What tells others of runs
 ComparePage = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page with the curves, too.")]
-ComparePlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A PNG of the curves.")]
+ComparePlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The curves, .png or .svg.")]
 CardFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Where it is put. [default: RUN/MODEL_CARD.md]")
 ]
@@ -199,6 +199,9 @@ Size = Annotated[
 Channels = Annotated[int | None, typer.Option("--channels", help="1 or 3. [default: 1 for the MNIST networks, else 3]")]
 Classes = Annotated[int, typer.Option("--classes", min=2, help="How many.")]
 Formula = Annotated[bool, typer.Option("--formula", help="The output-size formula with every layer's numbers.")]
+Draw = Annotated[
+    Path | None, typer.Option("--draw", metavar="FILE", help="A .png or .svg of the network, its boxes to scale.")
+]
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
 ]
@@ -224,6 +227,16 @@ Wishes = Annotated[
 ]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
+]
+Corruptions = Annotated[
+    bool, typer.Option("--corruptions", help="Also under eight corruptions (noise, blur, JPEG, ...) at five strengths.")
+]
+Sample = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="With --corruptions: on N of the test images only.")
+]
+PlotsFolder = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="FOLDER", help="Draw calibration, coverage and corruptions into this folder."),
 ]
 Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]
 Threshold = Annotated[

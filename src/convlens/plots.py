@@ -38,7 +38,7 @@ class Drawing(Axes):
     are made without it."""
 
     def _repr_png_(self) -> bytes:
-        return png(self, dpi=80)
+        return rendered(self, dpi=80)
 
 
 def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: float = 0.5) -> Axes:
@@ -52,17 +52,18 @@ def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: 
 
 
 def save(axes: Axes, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure that `axes` stands in as a PNG, cut to what is drawn, whole or not at all."""
-    write_whole(path, png(axes, dpi))
+    """Write the figure that `axes` stands in, as its ending says (.png or .svg), cut to what is drawn, whole or not at
+    all."""
+    write_whole(path, rendered(axes, dpi, path.suffix[1:]))
     return path
 
 
-def png(axes: Axes, dpi: int = DPI) -> bytes:
+def rendered(axes: Axes, dpi: int = DPI, kind: str = "png") -> bytes:
     """The same as bytes."""
     figure, buffer = _figure(axes), io.BytesIO()
     # What is drawn is measured here, and a long title not cut off: for "tight" matplotlib would draw everything twice
     box = figure.get_tightbbox().padded(0.1) if figure.get_layout_engine() is None else "tight"
-    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches=box)
+    figure.savefig(buffer, dpi=dpi, format=kind, bbox_inches=box)
     return buffer.getvalue()
 
 

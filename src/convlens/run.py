@@ -130,7 +130,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What was trained on what, the result first, and the curves."""
-        from .plots import curves, png  # matplotlib takes half a second, which only a notebook need pay
+        from .plots import curves, rendered  # matplotlib takes half a second, which only a notebook need pay
 
         recipe, seen, history = self.recipe, self.environment["data"], self.history
         counts = ", ".join(f"{count:,} {split}" for split, count in seen["images"].items() if count)
@@ -146,7 +146,7 @@ class Run:
             rows += [("weights", f"of epoch {measured['epoch']} of {measured['epochs']}")]
         rows += [("training", f"{sum(row['seconds'] for row in history):,.1f} s")]
         pictures = [
-            markup.picture(png(curves(history, quantity), dpi=60), f"{quantity} over the epochs")
+            markup.picture(rendered(curves(history, quantity), dpi=60), f"{quantity} over the epochs")
             for quantity in ("loss", "accuracy")
             if len(history) > 1
         ]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from . import flags
-from .errors import UserError
+from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
     from .comparing import Comparison, Side
@@ -27,6 +27,8 @@ def compare(
     for file in (html, plot):
         if file and not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    if plot and plot.suffix not in (".png", ".svg"):
+        raise unknown("ending of a picture", plot.suffix, (".png", ".svg"))
     found = find(runs, model)
     if plot:
         from .plots import save
