@@ -112,6 +112,8 @@ def test_two_runs(pair: tuple[Run, Run]) -> None:
         "model.args.convs": (1, None),
         "optim.lr": (0.1, 0.02),
     }
+    backwards = list(compare(pair[::-1]).recipe)
+    assert backwards == list(found.recipe)  # what only the second has stands with its section
     assert found.environment == {}
     assert found.said == ()
 

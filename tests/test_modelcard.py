@@ -230,8 +230,25 @@ def test_its_code_and_its_commands_run(run: Run, convlens, tmp_path) -> None:
     commands = re.findall(r"^    convlens (predict .*)$", text, re.MULTILINE)
     assert len(commands) == 2
     assert "picture.png" in convlens(*commands[0].split(), cwd=tmp_path).stdout
-    refusal = convlens(*commands[1].split(), cwd=tmp_path)  # of 60 validation images no accuracy can be promised
-    assert "100 are needed" in refusal.stderr
+    assert "target" not in commands[1]  # of 60 validation images no accuracy can be promised
+    done = convlens(*commands[1].split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "answers.csv").exists()
+
+
+def test_it_asks_for_an_accuracy_that_can_be_reached(convlens, tmp_path) -> None:
+    recipe = replace(RECIPE, epochs=8, data=DataConfig(val=0.4))
+    found = fit_undrawn(recipe, load("mnist-5k", recipe, limit=600), tmp_path / "runs")
+    curve = found.model_file().calibration.curve
+    (command,) = re.findall(r"^    convlens (predict .* --target-accuracy .*)$", model_card(found), re.MULTILINE)
+    asked = float(re.search(r"--target-accuracy (\S+)", command)[1])  # type: ignore[index] # it is what was found
+    best = max(point.accuracy for point in curve)
+    assert asked == max(aim for aim in (0.99, 0.95, 0.9, 0.8) if aim <= best)
+    (tmp_path / "folder").mkdir()
+    Image.new("L", (28, 28), 90).save(tmp_path / "folder" / "a.png")
+    shutil.copy(found.path / "model.safetensors", tmp_path)
+    done = convlens(*command.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_its_recipe_trains_it_again(run: Run, convlens, tmp_path) -> None:

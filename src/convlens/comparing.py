@@ -259,7 +259,9 @@ def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _differences(of_each: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """The keys whose values are not the same in all, in the order in which they come first."""
-    keys = dict.fromkeys(key for flat in of_each for key in flat)
+    """The keys whose values are not the same in all, in the order in which they come first, a section's together."""
+    keys = list(dict.fromkeys(key for flat in of_each for key in flat))
+    sections = [key.partition(".")[0] for key in keys]
+    keys.sort(key=lambda key: sections.index(key.partition(".")[0]))
     rows = {key: tuple(flat.get(key) for flat in of_each) for key in keys}
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}

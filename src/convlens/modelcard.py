@@ -28,6 +28,7 @@ NAME = "MODEL_CARD.md"
 LISTED = 30  # classes that are named in a sentence
 LEAST = 30  # test images of a class, below which its numbers say little
 WEAKEST = 5  # classes that are named as found too seldom
+AIMS = 0.99, 0.95, 0.9, 0.8  # accuracies that its user may ask for
 TABLED = 100  # classes that have a line in the table
 # What the Hub calls the data sets that have a name here
 HUB = {
@@ -53,6 +54,7 @@ def model_card(run: Run) -> str:
     measured, seen, recipe = run.metrics, run.environment, run.recipe
     data, test = seen["data"], measured["test"]
     spec = DATASETS.get(data["name"]) if not data["folder"] else None
+    file = _model_file(run)
     hub = HUB.get(data["name"]) if spec else None
     own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""
     begun = recipe.model.name if own and recipe.model.args.get("pretrained", True) else ""
@@ -72,6 +74,7 @@ def model_card(run: Run) -> str:
     )
     environment.filters |= {"plain": plain, "yaml": yaml, "percent": lambda share: f"{100 * share:.2f} %"}
     text = environment.get_template("card.md").render(
+        aim=_reachable(file["calibration"]["curve"]),
         again=_printable(shlex.join(words)),
         begun=begun if begun.startswith(("timm:", "torchvision:")) else "",
         calibration=measured["calibration"],
@@ -86,7 +89,7 @@ def model_card(run: Run) -> str:
         fewest=counts[-1] if counts else None,
         how=HOW,
         hub=hub,
-        input=_input(run),
+        input=file["input"],
         interval=_interval(test["confusion"]),
         least=LEAST,
         model=recipe.model.name,
@@ -155,10 +158,16 @@ def _augmentation(recipe: Recipe) -> str:
     return ", ".join(key if value is True else f"{key} {value}" for key, value in chosen.items())
 
 
-def _input(run: Run) -> dict[str, Any]:
+def _reachable(curve: Sequence[Sequence[float]]) -> float | None:
+    """An accuracy to ask for that the validation split says some threshold has, the highest of a few."""
+    return next((aim for aim in AIMS if any(accuracy >= aim for _, accuracy, _ in curve)), None)
+
+
+def _model_file(run: Run) -> dict[str, Any]:
+    """What stands in the model file beside the weights."""
     path = run.path / "model.safetensors"
     try:
-        return json.loads(read_metadata(path)["config"])["input"]
+        return json.loads(read_metadata(path)["config"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged: {error}") from error
 
