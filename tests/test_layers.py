@@ -9,27 +9,38 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
-    ["errors", "files", "device", "shortcuts", "distributed", "download"],
+    ["errors", "markup", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
+    ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
         "steps",
         "training",
         "lr_find",
+        "intervals",
         "evaluation",
         "calibration",
         "tensors",
         "checkpoint",
         "modelfile",
         "explain",
+        "attribution",
+        "faithfulness",
+        "wishes",
+        "confidence",
+        "robust",
+        "receptive",
         "summary",
     ],
     [
         "plots",
+        "trustplots",
+        "drawing",
         "gallery",
+        "overlays",
         "run",
         "probe",
+        "modelcard",
         "fitting",
         "album",
         "findings",
@@ -38,8 +49,8 @@ LAYERS = [
         "mislabels",
         "checking",
     ],
-    ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["predict", "trial", "bench", "tune", "checkpage", "comparing", "together", "comparepage"],
+    ["console", "layertable", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

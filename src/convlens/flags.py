@@ -22,6 +22,7 @@ DataOrNone = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.", show_default=False)]
 Network = Annotated[
     str,
@@ -31,9 +32,11 @@ Network = Annotated[
 ]
 Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE|FOLDER...", show_default=False)]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGE...", help="Picture files, or test:7 and train:7 of the data set.", show_default=False
+        metavar="IMAGE...",
+        help="Picture files, or test:7 and train:7 of the data set; none: the network itself.",
+        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -177,6 +180,13 @@ OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="A .csv or .json file. [default: CSV on stdout]")
 ]
 
+# What tells others of runs
+ComparePage = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page with the curves, too.")]
+ComparePlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The curves, .png or .svg.")]
+CardFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Where it is put. [default: RUN/MODEL_CARD.md]")
+]
+
 # The rest
 OwnModel = Annotated[
     str | None,
@@ -189,11 +199,44 @@ Size = Annotated[
 Channels = Annotated[int | None, typer.Option("--channels", help="1 or 3. [default: 1 for the MNIST networks, else 3]")]
 Classes = Annotated[int, typer.Option("--classes", min=2, help="How many.")]
 Formula = Annotated[bool, typer.Option("--formula", help="The output-size formula with every layer's numbers.")]
+Draw = Annotated[
+    Path | None, typer.Option("--draw", metavar="FILE", help="A .png or .svg of the network, its boxes to scale.")
+]
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
 ]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="M",
+        help="saliency, input-x-gradient, integrated-gradients, grad-cam, occlusion, all or none; repeatable. "
+        "[default: grad-cam, integrated-gradients, occlusion]",
+    ),
+]
+Explained = Annotated[
+    str | None,
+    typer.Option("--class", metavar="C", help="The class to explain, by name or number. [default: the answer]"),
+]
+Against = Annotated[str | None, typer.Option("--against", metavar="C", help="Why that class and not this one.")]
+Layer = Annotated[
+    str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last convolution with maps]")
+]
+Wishes = Annotated[
+    bool, typer.Option("--wishes", help="Draw what the network wants to see: class means, and images climbed to.")
+]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
+]
+Corruptions = Annotated[
+    bool, typer.Option("--corruptions", help="Also under eight corruptions (noise, blur, JPEG, ...) at five strengths.")
+]
+Sample = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="With --corruptions: on N of the test images only.")
+]
+PlotsFolder = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="FOLDER", help="Draw calibration, coverage and corruptions into this folder."),
 ]
 Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]
 Threshold = Annotated[
