@@ -23,6 +23,9 @@ LAYERS = [
         "checkpoint",
         "modelfile",
         "explain",
+        "trace",
+        "channels",
+        "embedding",
         "summary",
     ],
     [
