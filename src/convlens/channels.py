@@ -182,7 +182,7 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     Raises:
         UserError: a network that has no convolution and no pooling.
     """
-    places = sample(split, most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200))
+    places = sample(split, most)
     tallies: dict[str, _Tally] = {}
     with torch.inference_mode():
         for part in places.split(max(NUMBERS // split.store[0].numel(), 1)):
@@ -191,8 +191,10 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     return Survey(len(places), len(split), tuple(tally.result() for tally in tallies.values()))
 
 
-def sample(split: Split, most: int) -> Tensor:
-    """At most so many places of a split, evenly spread: that of a folder is sorted by class."""
+def sample(split: Split, most: int | None = None) -> Tensor:
+    """At most so many places of a split, evenly spread, because that of a folder is sorted by class; by default those
+    of a `survey`."""
+    most = most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200)
     return torch.linspace(0, len(split) - 1, min(most, len(split)), dtype=torch.float64).long()
 
 
