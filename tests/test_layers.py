@@ -31,6 +31,8 @@ LAYERS = [
     [
         "plots",
         "gallery",
+        "closeup",
+        "insight",
         "run",
         "probe",
         "fitting",
@@ -42,7 +44,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["console", "session", "flags", "inside", "looking", "learning", "answering", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

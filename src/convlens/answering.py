@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -50,29 +51,37 @@ def evaluate(
 
 def explain(
     run: flags.RunPath,
-    images: flags.Images,
+    images: flags.Images = None,
+    channels: flags.Ranked = True,
+    examples: flags.Examples = True,
+    plane: flags.Plane = "pca",
     feature_maps: flags.FeatureMaps = True,
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     out: flags.OutOrNone = None,
 ) -> None:
-    """See what every layer makes of an image."""
+    """See what every layer makes of an image; without one, what is in the network itself."""
     import torch
 
     from .console import decoding, err
     from .gallery import draw_feature_maps
     from .images import preprocess
+    from .inside import network, walked_if_there
+    from .insight import draw_image
     from .predict import Predictor
     from .run import Run
 
     opened = Run.open(run)
     file = opened.model_file(model)
-    predictor, data, used = Predictor(file), None, set[str]()
-    for given in images:
+    predictor, used = Predictor(file), set[str]()
+    load = cache(lambda: opened.load_data(data_dir, decoding()))
+    look = cache(lambda: walked_if_there(opened, file, load, data_dir))
+    if not images:
+        network(opened, file, load, data_dir, out, plane)
+    for given in images or ():
         split, _, number = given.partition(":")
         if split in ("train", "val", "test") and number.isdecimal():
-            data = data or opened.load_data(data_dir, decoding())
-            part = getattr(data, split)
+            part = getattr(load(), split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
@@ -86,9 +95,12 @@ def explain(
         best = int(probabilities.argmax())
         caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
         print(f"{given}: {caption}")
-        if feature_maps:
-            folder = (out or opened.path / "explain") / name
-            drawn = draw_feature_maps(folder, file.model, image, caption)
+        folder = (out or opened.path / "explain") / name
+        drawn = draw_feature_maps(folder, file.model, image, caption) if feature_maps else []
+        if channels:
+            found, title = look() if examples else None, f"{Path(given).name}: {caption}"
+            drawn += draw_image(folder, file.model, image, file.classes, title, found)[0]
+        if drawn:
             err.print(f"{len(drawn)} pictures in {folder}")
 
 

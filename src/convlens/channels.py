@@ -83,9 +83,6 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
 
     That is, to first order, what the logit loses where the channel is set to zero (Molchanov et al., arXiv:1611.06440,
     who take it without its sign). Everything is on the CPU; the model is left as it was, without gradients.
-
-    Raises:
-        UserError: a network that has no convolution and no pooling.
     """
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.detach().clone() if images.is_floating_point() else images.float()
@@ -94,7 +91,7 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
         chosen = logits.argmax(1) if classes is None else classes.to(logits.device)
         edges = [layer.edge for layer in layers if layer.edge]
         asked = logits.gather(1, chosen[:, None]).sum()  # images do not meet in evaluation mode
-        slopes = iter(torch.autograd.grad(asked, edges, allow_unused=True))
+        slopes = iter(torch.autograd.grad(asked, edges, allow_unused=True) if edges else ())
     ranked = []
     for found in layers:
         maps, slope = found.maps.detach().float(), next(slopes) if found.edge else None
@@ -178,9 +175,6 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     Dead is a channel that is never above 0 behind a rectifier (ReLU and its kin), or that is constant. A duplicate's
     maps correlate by 0.99 or more with an earlier channel's, over all images and places. Memory holds the maps of one
     batch, the `best` of every channel and the channels' products.
-
-    Raises:
-        UserError: a network that has no convolution and no pooling.
     """
     places = sample(split, most)
     tallies: dict[str, _Tally] = {}

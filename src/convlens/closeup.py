@@ -1,5 +1,5 @@
-"""Figures of what a network looks at: channels with what they see, what fires them, neighbours, typical images, a map of
-a data set. Each is laid out in inches on one Axes, so that nothing overlaps whatever the network."""
+"""Figures of what a network looks at: channels with what they see, what fires them, neighbours, typical images, a map
+of a data set. Each is laid out in inches on one Axes, so that nothing overlaps whatever the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from .channels import RankedLayer, strongest_slices
-from .plots import BLUE, GREEN, RED, mosaic, new_axes
+from .plots import BLUE, GREEN, PAGE, RED, mosaic, new_axes
 
 WIDTH = 9.8  # inches
 GRAY = "#666666"
@@ -34,26 +34,27 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of pictures: lines that name it, the first of them bold; one picture before the others, set apart; and the
-    size (height, width) in pixels that fills a tile (None: each its own)."""
+    """A row of pictures: lines that name it, the first of them bold; `first` some pictures set apart from the `others`;
+    and the size (height, width) in pixels that fills a tile (None: each its own)."""
 
     lines: tuple[str, ...]
-    first: Shown | None
+    first: tuple[Shown, ...]
     others: tuple[Shown, ...]
     full: tuple[int, int] | None = None
 
 
-def _page(width: float, height: float, title: str, text: str = "") -> tuple[Axes, float]:
-    """An Axes in inches, y downwards, with its title and lines of text; and where the room below them begins."""
-    lines = text.split("\n") if text else []
-    top = 0.3 + 0.155 * len(lines)
-    axes = new_axes(width, top + height, left=0.1, below=0.1)
-    axes.set(xlim=(0, width), ylim=(top + height, 0))
+def _page(height: float, title: str, text: str, x: float = 0) -> tuple[Axes, float]:
+    """An Axes in inches, y downwards, with its title, and with lines of text from `x` on; and where the room below them
+    begins."""
+    lines = text.split("\n")
+    top = 0.28 + 0.16 * len(lines)
+    axes = new_axes(WIDTH, top + height, left=0.1, below=0.1)
+    axes.set(xlim=(0, WIDTH), ylim=(top + height, 0))
     axes.set_aspect("equal")
     axes.set_axis_off()
-    axes.text(0, 0.1, title, fontsize=11, fontweight="bold", va="center")
+    axes.text(0, 0.1, title, fontsize=min(11, WIDTH * 72 / (0.64 * len(title))), fontweight="bold", va="center")
     for i, line in enumerate(lines):
-        axes.text(0, 0.33 + 0.155 * i, line, fontsize=8, va="center", color=GRAY)
+        axes.text(x, 0.34 + 0.16 * i, line, fontsize=8, va="center", color=GRAY)
     return axes, top
 
 
@@ -71,6 +72,7 @@ def _tile(
     left, top = x + (side - width * unit) / 2, y + (side - height * unit) / 2
     box = (left, left + width * unit, top + height * unit, top)
     axes.imshow(pixels, cmap=colors, vmin=low, vmax=high, extent=box, interpolation="nearest")
+    axes.add_patch(Rectangle((left, top), width * unit, height * unit, fill=False, edgecolor="#999999", linewidth=0.4))
     return left, top, unit
 
 
@@ -81,17 +83,18 @@ def ranked_channels(
     """For an image uint8 (C, H, W) a row a layer with its `count` channels of the largest scores, each as its map with
     a box around the largest value, the pixels seen there, and its filter. A layer comes with the convolution that
     filters (None for a pooling) and the lines that name it; at most `ROWS` are to be given."""
-    side, gap, pitch = 0.6, 0.04, 1.06
-    block = (WIDTH - LABEL) / count
-    axes, top = _page(WIDTH, 1.45 + pitch * len(layers), title, text)
-    _tile(axes, image, 0, top + 0.05, 1.15)
+    side, gap, pitch, picture = 0.57, 0.04, 1.06, 1.15
+    block = (WIDTH + 0.1 - LABEL) / count
+    axes, _ = _page(picture + 0.2 + pitch * len(layers) - 0.16 * text.count("\n"), title, text, LABEL)
+    top = 0.24 + picture
+    _tile(axes, image, 0, 0.28, picture)
     for i in range(count):
         for j, word in enumerate(("fires here", "sees this", "filter")):
             x = LABEL + i * block + j * (side + gap) + side / 2
-            axes.text(x, top + 1.32, word, fontsize=7, ha="center", color=GRAY)
+            axes.text(x, top + 0.1, word, fontsize=7, ha="center", color=GRAY)
     largest = max(layer.scores[0].abs().max().item() for layer, _, _ in layers) or 1.0
     for i, (layer, convolution, lines) in enumerate(layers):
-        y = top + 1.45 + pitch * i
+        y = top + 0.24 + pitch * i
         axes.plot((0, WIDTH), (y - 0.05, y - 0.05), color="#cccccc", linewidth=0.6)
         _label(axes, lines, y)
         for j, channel in enumerate(layer.top(count)):
@@ -144,7 +147,7 @@ def _channel(
     inputs, slices = strongest_slices(convolution, channel)
     high = float(slices.abs().max()) or 1.0
     shown = mosaic(slices.numpy(), 1 if len(slices) == 1 else 2)
-    colors_ = matplotlib.colormaps["RdBu_r"].with_extremes(bad=(0, 0, 0, 0))
+    colors_ = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#d9d9d9")
     box = (x, x + side, y + side, y)
     axes.imshow(shown, cmap=colors_, vmin=-high, vmax=high, extent=box, interpolation="nearest")
     if len(inputs) > 1:
@@ -152,39 +155,52 @@ def _channel(
                   va="center", color=GRAY)  # fmt: skip # one call, one line too long
 
 
-def picture_rows(rows: Sequence[Row], title: str, text: str = "", heads: tuple[str, str] = ("", "")) -> Axes:
-    """Rows of pictures of one size with their captions, at most `ROWS` of them and ten pictures in each; `heads` stand
-    over the first picture and over the others."""
-    first = any(row.first for row in rows)
-    across = max(len(row.others) for row in rows) + first
-    side = min((WIDTH - LABEL - 0.2) / across - 0.06, 1.0)
-    lines = max([s.caption.count("\n") + 1 for row in rows for s in row.others if s.caption], default=0)
+def picture_rows(rows: Sequence[Row], title: str, text: str, heads: tuple[str, str] = ("", "")) -> Axes:
+    """Rows of pictures of one size with their captions, ten at most in each; `heads` stand over the first pictures and
+    over the others."""
+    before = max(len(row.first) for row in rows)
+    across, apart = before + max(len(row.others) for row in rows), 0.2 if before else 0.0
+    pictures = [shown for row in rows for shown in (*row.first, *row.others)]
+    lines = max([shown.caption.count("\n") + 1 for shown in pictures if shown.caption], default=0)
+    room = (PAGE[1] - 1.3) / len(rows) - 0.16 * lines - 0.14
+    side = min((WIDTH - LABEL - apart) / across - 0.06, room, 1.0)
     pitch = max(side + 0.16 * lines + 0.14, 0.24 + 0.15 * max(len(row.lines) for row in rows))
-    axes, top = _page(WIDTH, pitch * len(rows) + 0.2, title, text)
-    step, begin = side + 0.06, LABEL + (side + 0.26 if first else 0)
+    axes, top = _page(pitch * len(rows) + 0.2, title, text)
+    step = side + 0.06
+    begin = LABEL + before * step + apart
     for x, head in zip((LABEL, begin), heads, strict=True):
-        axes.text(x, top + 0.06, head, fontsize=7.5, va="center", color=GRAY)
+        axes.text(x, top + 0.08, head, fontsize=7.5, va="center", color=GRAY)
     for i, row in enumerate(rows):
         y = top + 0.2 + pitch * i
         axes.plot((0, WIDTH), (y - 0.04, y - 0.04), color="#cccccc", linewidth=0.6)
         _label(axes, row.lines, y)
-        places = [(LABEL, row.first)] if row.first else []
-        for x, shown in [*places, *((begin + step * j, each) for j, each in enumerate(row.others))]:
-            left, above, unit = _tile(axes, shown.pixels, x, y + 0.02, side, full=row.full)
-            mark = "" if shown.right is None else "✓ " if shown.right else "✗ "
-            if shown.right is not None:
-                height, width = (unit * n for n in shown.pixels.shape[1:])
-                style = (GREEN, 1.0, "-") if shown.right else (RED, 2.0, (0, (3, 1.5)))
-                axes.add_patch(Rectangle((left, above), width, height, fill=False, edgecolor=style[0],
-                                         linewidth=style[1], linestyle=style[2]))  # fmt: skip # one call
-            words = (mark + shown.caption).split("\n")
-            size = min(7.5, side * 72 / (0.56 * max(map(len, words))) + 0.3) if any(words) else 7.5
-            axes.text(x + side / 2, y + side + 0.05, "\n".join(words), fontsize=size, ha="center", va="top")
+        for x, part in ((LABEL, row.first), (begin, row.others)):
+            for j, shown in enumerate(part):
+                _picture(axes, shown, x + step * j, y + 0.02, side, row.full)
     return axes
 
 
+def _picture(axes: Axes, shown: Shown, x: float, y: float, side: float, full: tuple[int, int] | None) -> None:
+    """A picture, in a frame where it is right or wrong, and its caption with a check mark or a cross."""
+    left, top, unit = _tile(axes, shown.pixels, x, y, side, full=full)
+    if shown.right is not None:
+        height, width = (unit * n for n in shown.pixels.shape[1:])
+        color, line, dashes = (GREEN, 1.0, "-") if shown.right else (RED, 2.0, (0, (3, 1.5)))
+        axes.add_patch(
+            Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=line, linestyle=dashes)
+        )
+    words = ("" if shown.right is None else "✓ " if shown.right else "✗ ") + shown.caption
+    size = min(7.5, (side + 0.04) * 72 / (0.58 * max(1, *map(len, words.split("\n")))))
+    axes.text(x + side / 2, y + side + 0.03, words, fontsize=size, ha="center", va="top")
+
+
 def embedding_map(
-    coordinates: Tensor, labels: Tensor, predicted: Tensor, classes: Sequence[str], title: str, axis_names: Sequence[str]
+    coordinates: Tensor,
+    labels: Tensor,
+    predicted: Tensor,
+    classes: Sequence[str],
+    title: str,
+    axis_names: Sequence[str],
 ) -> Axes:
     """Points (N, 2), coloured by their class, whose name stands in their middle. What was taken for another class is a
     cross with a black edge, in the colour of its true class."""
@@ -192,20 +208,22 @@ def embedding_map(
     points, right = coordinates.numpy(), (labels == predicted).numpy()
     colors = [matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"](i % 20) for i in range(len(classes))]
     each = np.array([colors[label] for label in labels.tolist()])
-    size = float(np.clip(9000 / max(len(points), 1), 5, 30))
-    axes.scatter(*points[right].T, c=each[right], s=size, alpha=0.55, linewidths=0,
-                 label=f"right ({right.sum():,})")  # fmt: skip # one call
-    axes.scatter(*points[~right].T, c=each[~right], s=4 * size + 14, marker="X", edgecolors="black", linewidths=0.7,
-                 label=f"mistakes ({(~right).sum():,})")  # fmt: skip # one call
+    size = float(np.clip(24000 / max(len(points), 1), 10, 40))
+    (x, y), hit, missed = points.T, np.flatnonzero(right), np.flatnonzero(~right)
+    axes.scatter(x[hit], y[hit], c=each[hit], s=size, alpha=0.5, linewidths=0)
+    axes.scatter(x[missed], y[missed], c=each[missed], s=size + 20, marker="X", edgecolors="black", linewidths=0.7)
+    for marker, edge, count, what in (("o", "none", len(hit), "right"), ("X", "black", len(missed), "mistakes")):
+        axes.plot([], [], marker, color="#aaaaaa", markeredgecolor=edge, label=f"{what} ({count:,})")
     outline = [withStroke(linewidth=3, foreground="white")]
     if len(classes) <= 40:
         for i, name in enumerate(classes):
             members = points[(labels == i).numpy()]
             if len(members):
-                axes.text(*np.median(members, axis=0), name, fontsize=10, fontweight="bold", ha="center", va="center",
+                x_, y_ = np.median(members, axis=0)
+                axes.text(x_, y_, name, fontsize=10, fontweight="bold", ha="center", va="center",
                           color=tuple(0.65 * v for v in colors[i][:3]), path_effects=outline)  # fmt: skip # one call
     axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=(), yticks=())
+    axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=9, loc="best")
     return axes

@@ -17,8 +17,8 @@ from .splits import Split
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each of N images the nearest ones of others: their `places` (N, k), nearest first, and the `distances` (N, k),
-    1 - cosine, from 0 (the same direction) to 2."""
+    """For each of N images the nearest ones of others: their `places` (N, k), nearest first, and the `distances`
+    (N, k), 1 - cosine, from 0 (the same direction) to 2."""
 
     places: Tensor
     distances: Tensor

@@ -31,9 +31,11 @@ Network = Annotated[
 ]
 Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE|FOLDER...", show_default=False)]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGE...", help="Picture files, or test:7 and train:7 of the data set.", show_default=False
+        metavar="IMAGE...",
+        help="Picture files, or test:7 and train:7 of the data set; none: the network itself.",
+        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -192,6 +194,14 @@ Formula = Annotated[bool, typer.Option("--formula", help="The output-size formul
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
 ]
+Ranked = Annotated[
+    bool, typer.Option("--channels/--no-channels", help="Draw the channels that move the prediction most.")
+]
+Examples = Annotated[
+    bool,
+    typer.Option("--examples/--no-examples", help="Look in training images for what else fires them, and neighbours."),
+]
+Plane = Annotated[str, typer.Option("--map", metavar="pca|umap", help="How test images are laid out, of the network.")]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]

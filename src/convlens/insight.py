@@ -21,7 +21,7 @@ from .files import make_folder
 from .splits import Split
 
 RANKED = 64  # test images over which the network's own ranking of channels is taken
-PAGES = 3  # of typical images; more classes than fit are left out, and that is said
+CLASSES, PAGES = 10, 3  # on a page of typical images, and pages; classes beyond are left out, and that is said
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def blocks(ranking: Ranking) -> list[Block]:
         if pooling:
             lines += [f"then {_what(pooling)}", pooling.formula.split("  ")[0]]
         height, width = shown.field.largest
-        found.append((shown, convolution, (*lines, f"a number sees {height} x {width} pixels")))
+        found.append((shown, convolution, (*lines, f"each number sees {height} x {width} pixels")))
     return found
 
 
@@ -92,7 +92,7 @@ def draw_image(
     takes it. `caption` says what the network took it for.
 
     Raises:
-        UserError: a network that has no convolution, or a folder that cannot be written.
+        UserError: a folder that cannot be written, or a network without a linear layer and without a convolution.
     """
     make_folder(folder)
     ranking = rank_channels(model, image[None])
@@ -100,9 +100,9 @@ def draw_image(
     name, logit = classes[predicted], ranking.logits[0, predicted].item()
     text = (
         f"Of every layer the channels that move the logit of {name} ({logit:.2f}) most: activation x gradient, summed "
-        "over the map.\n+ speaks for it, − against it; a channel set to zero would change the logit by about that "
-        "much.\nEvery map and filter is on a scale of its own; the box marks the map's largest value, and what is seen "
-        "is seen from there."
+        "over the map.\n+ speaks for it, − against it: to first order, what the logit would lose without the channel."
+        "\n\nFires here: the channel's map; the box marks its largest value.\nSees this: the pixels that this value is "
+        "made of.\nFilter: that of the channel, of many slices the strongest; blue is below 0, red above."
     )
     drawn = _pages(folder, "channels", shown, lambda part, t: ranked_channels(image, part, t, text), caption)
     result: dict[str, Any] = {**ranking.to_dict(), "class": name}
@@ -132,8 +132,8 @@ def draw_image(
         )
     same = sum(one.right or False for one in others)
     lines = ("nearest neighbours", f"{same} of {len(others)} are {name}", "✓ of the predicted class", "✗ of another")
-    text = f"Distance: 1 − cosine of what the last layer is given, among {found.extent}."
-    row = Row(lines, Shown(image, "this image"), tuple(others))
+    text = f"Numbers are distances: 1 − cosine of what the last layer is given, among {found.extent}."
+    row = Row(lines, (Shown(image, "this image"),), tuple(others))
     axes = picture_rows([row], f"{caption}: the training images that the network finds most like it", text)
     drawn.append(plots.save(axes, folder / "neighbours.png"))
     return drawn, result
@@ -145,7 +145,7 @@ def draw_network(folder: Path, model: nn.Module, found: Walk, method: str = "pca
     is not, and a map of test images by `method`, pca or umap. The PNGs, and all of it as JSON takes it.
 
     Raises:
-        UserError: a network that has no convolution, a folder that cannot be written, or UMAP without its package.
+        UserError: a folder that cannot be written, or UMAP without its package.
     """
     make_folder(folder)
     data, test = found.data, found.data.test
@@ -156,17 +156,17 @@ def draw_network(folder: Path, model: nn.Module, found: Walk, method: str = "pca
     for layer, _, lines in shown:
         mean = layer.scores.abs().mean(0)
         for channel in mean.sort(descending=True, stable=True).indices[: max(1, ROWS // len(shown))].tolist():
-            rows.append(_row(surveyed[layer.name], channel, data, lines, None))
+            rows.append(_row(surveyed[layer.name], channel, data, lines))
     title = "What fires the channels that move predictions most"
     text = f"The nine that fire each most among {found.extent}, cut to what it sees where it fires most."
     drawn = _pages(folder, "examples", rows, lambda part, t: picture_rows(part, t, text), title)
     drawn += _typical(folder, found)
     features, logits = features_of(model, test, places)
     if method == "umap":
-        coordinates, names = umap(features), ("UMAP 1", "UMAP 2")
+        coordinates, names = umap(features), ["UMAP 1", "UMAP 2"]
     else:
         coordinates, shares = pca(features)
-        names = tuple(f"component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(shares.tolist()))
+        names = [f"component {i + 1}: {share:.0%} of the variance" for i, share in enumerate(shares.tolist())]
     labels, predicted = test.labels[places].cpu(), logits.argmax(1)
     extent = f"{len(places):,}{'' if len(places) == len(test) else f' of {len(test):,}'} test images"
     title = f"{extent} by what the last layer is given ({'UMAP' if method == 'umap' else 'PCA'})"
@@ -181,29 +181,33 @@ def _typical(folder: Path, found: Walk) -> list[Path]:
     """A row a class: prototypes, and criticisms beside them."""
     train, classes = found.data.train, found.data.classes
     labels, rows = train.labels[found.places].cpu(), []
-    for label, name in enumerate(classes[: PAGES * ROWS]):
+    for label, name in enumerate(classes[: PAGES * CLASSES]):
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
             continue
         both = []
-        for chosen in typical(found.features[members]):
-            for member in members[chosen].tolist():
-                said = int(found.predicted[member])
-                caption = "" if said == label else f"said {classes[said]}"
-                both.append(Shown(_image(train, int(found.places[member])), caption, said == label))
-        rows.append(Row((name, "4 prototypes,", "then 4 criticisms"), None, tuple(both)))
-    left_out = f", the first {PAGES * ROWS} classes" if len(classes) > PAGES * ROWS else ""
+        for chosen in typical(found.features[members], 5, 5):
+            said = found.predicted[members[chosen]].tolist()
+            pixels = [_image(train, place) for place in found.places[members[chosen]].tolist()]
+            both.append(
+                tuple(
+                    Shown(p) if s == label else Shown(p, classes[s], False) for p, s in zip(pixels, said, strict=True)
+                )
+            )
+        rows.append(Row((name, f"of {len(members):,} images"), both[0], both[1]))
+    left_out = f", the first {PAGES * CLASSES} classes" if len(classes) > PAGES * CLASSES else ""
     text = (
-        f"Prototypes stand for a class together, criticisms are what they do not stand for (MMD-critic, Kim et al. 2016, "
-        f"on what the last\nlayer is given), among {found.extent}{left_out}. ✓ and ✗: whether the network is right."
+        "Prototypes stand for a class together, criticisms are what they do not stand for: MMD-critic (Kim et al. 2016)"
+        f" on what the last\nlayer is given, among {found.extent}{left_out}. ✗: what the network wrongly said."
     )
-    return _pages(folder, "typical", rows, lambda part, t: picture_rows(part, t, text), "What is typical of a class")
+    heads, title = ("prototypes", "criticisms"), "What is typical of a class, and what is not"
+    return _pages(folder, "typical", rows, lambda part, t: picture_rows(part, t, text, heads), title, CLASSES)
 
 
 def findings(survey: Survey) -> list[str]:
-    """Dead and duplicate channels in words, a sentence a layer that has any; a pooling that repeats what came into it is
-    left out."""
-    sentences, before = [], ()
+    """Dead and duplicate channels in words, a sentence a layer that has any; a pooling that repeats what came into it
+    is left out."""
+    sentences, before = [], list[str]()
     for layer in survey.layers:
         said = []
         if layer.dead:
@@ -222,7 +226,7 @@ def _listed(items: Sequence[object], most: int = 8) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def _row(layer: SurveyedLayer, channel: int, data: Data, lines: Sequence[str], here: Shown | None) -> Row:
+def _row(layer: SurveyedLayer, channel: int, data: Data, lines: Sequence[str], *here: Shown) -> Row:
     """The images that fire a channel most, cut to what it sees there."""
     others = []
     for place, spot in zip(layer.images[channel].tolist(), layer.spots[channel].tolist(), strict=True):
@@ -232,9 +236,11 @@ def _row(layer: SurveyedLayer, channel: int, data: Data, lines: Sequence[str], h
     return Row((f"{lines[0]}, channel {channel}", lines[1], lines[-1]), here, tuple(others), layer.field.largest)
 
 
-def _pages(folder: Path, name: str, rows: Sequence[Any], draw: Callable[[Any, str], Any], title: str) -> list[Path]:
-    """Figures of at most ROWS rows each, numbered where there are several."""
-    parts = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+def _pages(
+    folder: Path, name: str, rows: Sequence[Any], draw: Callable[[Any, str], Any], title: str, most: int = ROWS
+) -> list[Path]:
+    """Figures of at most so many rows each, numbered where there are several."""
+    parts = [rows[i : i + most] for i in range(0, len(rows), most)]
     drawn = []
     for i, part in enumerate(parts, start=1):
         number = f" ({i} of {len(parts)})" if len(parts) > 1 else ""
