@@ -26,12 +26,17 @@ LAYERS = [
         "attribution",
         "faithfulness",
         "wishes",
+        "trace",
+        "channels",
+        "embedding",
         "summary",
     ],
     [
         "plots",
         "gallery",
         "overlays",
+        "closeup",
+        "insight",
         "run",
         "probe",
         "fitting",
@@ -43,7 +48,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["console", "session", "flags", "inside", "looking", "learning", "answering", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 
