@@ -30,6 +30,9 @@ LAYERS = [
         "confidence",
         "robust",
         "receptive",
+        "trace",
+        "channels",
+        "embedding",
         "summary",
     ],
     [
@@ -38,6 +41,8 @@ LAYERS = [
         "drawing",
         "gallery",
         "overlays",
+        "closeup",
+        "insight",
         "run",
         "probe",
         "modelcard",
@@ -50,7 +55,19 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage", "comparing", "together", "comparepage"],
-    ["console", "layertable", "session", "flags", "looking", "learning", "answering", "telling", "cli", "__main__"],
+    [
+        "console",
+        "layertable",
+        "session",
+        "flags",
+        "inside",
+        "looking",
+        "learning",
+        "answering",
+        "telling",
+        "cli",
+        "__main__",
+    ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 
