@@ -146,7 +146,8 @@ def _channel(
         return
     inputs, slices = strongest_slices(convolution, channel)
     high = float(slices.abs().max()) or 1.0
-    shown = mosaic(slices.numpy(), 1 if len(slices) == 1 else 2)
+    finer = slices.numpy().repeat(4, axis=1).repeat(4, axis=2)  # so that the gap is a quarter of a weight
+    shown = mosaic(finer, 1 if len(slices) == 1 else 2)
     colors_ = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#d9d9d9")
     box = (x, x + side, y + side, y)
     axes.imshow(shown, cmap=colors_, vmin=-high, vmax=high, extent=box, interpolation="nearest")
