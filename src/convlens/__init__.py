@@ -29,11 +29,14 @@ _HOME = {
     "check": "checking",
     "evaluate": "evaluation",
     "feature_maps": "explain",
+    "features_of": "embedding",
     "find_lr": "lr_find",
     "fit": "fitting",
     "load": "data",
     "make_model": "run",
+    "rank_channels": "channels",
     "summarize": "summary",
+    "survey": "channels",
     "train": "training",
 }
 
@@ -57,11 +60,14 @@ __all__ = [
     "check",
     "evaluate",
     "feature_maps",
+    "features_of",
     "find_lr",
     "fit",
     "load",
     "make_model",
+    "rank_channels",
     "summarize",
+    "survey",
     "train",
 ]
 

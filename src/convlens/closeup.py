@@ -124,7 +124,7 @@ def _channel(
 ) -> None:  # fmt: skip # what, where
     """A channel's map, what it sees where it fires most, and its filter, side by side."""
     maps, (row, column) = layer.maps[0, channel].numpy(), layer.peak(channel)
-    signed, high = maps.min() < 0, float(np.abs(maps).max()) or 1.0
+    signed, high = bool(layer.maps[0].min() < 0), float(np.abs(maps).max()) or 1.0
     colors, low = ("RdBu_r", -high) if signed else ("viridis", 0.0)
     left, above, unit = _tile(axes, maps, x, y, side, colors=colors, low=low, high=high)
     mark = max(unit, 0.05)
