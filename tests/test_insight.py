@@ -160,6 +160,11 @@ def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp
     assert len(list((tmp_path / "network").glob("*.png"))) == 3
     assert "dead" in result.stdout
 
+    asked = ("explain", run.path, "test:1", "--method", "none", "--no-feature-maps", "--out", tmp_path, "--json")
+    (row,) = json.loads(convlens(*asked).stdout)["images"]
+    assert len(row["channels"]["neighbours"]) == 8
+    assert [Path(path).name for path in row["files"]] == ["channels.png", "examples.png", "neighbours.png"]
+
     monkeypatch.setitem(sys.modules, "umap", None)
     missing = convlens("explain", run.path, "--map", "umap", "--out", tmp_path)
     assert missing.returncode == 2
@@ -184,7 +189,7 @@ def test_the_command_does_without_data_that_is_gone(convlens, trained, tmp_path:
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "empty"))
     monkeypatch.delenv("CONVLENS_DATA", raising=False)
     Image.fromarray(data.test.at(slice(1))[0, 0].numpy()).save(tmp_path / "digit.png")
-    result = convlens("explain", moved, tmp_path / "digit.png", "--no-feature-maps")
+    result = convlens("explain", moved, tmp_path / "digit.png", "--no-feature-maps", "--method", "none")
     assert result.returncode == 0, result.stderr
     assert "are left out: the data set mnist is not on this disk" in result.stderr
     assert [path.name for path in (moved / "explain" / "digit").iterdir()] == ["channels.png"]

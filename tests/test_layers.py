@@ -23,6 +23,9 @@ LAYERS = [
         "checkpoint",
         "modelfile",
         "explain",
+        "attribution",
+        "faithfulness",
+        "wishes",
         "trace",
         "channels",
         "embedding",
@@ -31,6 +34,7 @@ LAYERS = [
     [
         "plots",
         "gallery",
+        "overlays",
         "closeup",
         "insight",
         "run",

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import flags
 from .errors import GATE, USAGE, UserError, unknown
+
+if TYPE_CHECKING:  # torch is not imported for a page of help
+    from torch import Tensor
+
+    from .attribution import Attribution
+    from .data import Data
+    from .modelfile import ModelFile
 
 
 def evaluate(
@@ -52,56 +60,130 @@ def evaluate(
 def explain(
     run: flags.RunPath,
     images: flags.Images = None,
+    method: flags.Method = None,
+    target: flags.Explained = None,
+    against: flags.Against = None,
+    layer: flags.Layer = None,
     channels: flags.Ranked = True,
     examples: flags.Examples = True,
-    plane: flags.Plane = "pca",
     feature_maps: flags.FeatureMaps = True,
+    plane: flags.Plane = "pca",
+    wishes: flags.Wishes = False,
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     out: flags.OutOrNone = None,
+    as_json: flags.Json = False,
 ) -> None:
-    """See what every layer makes of an image; without one, what is in the network itself."""
-    import torch
-
-    from .console import decoding, err
+    """See which pixels of an image speak for a class, which channels, and what every layer makes of it; without an
+    image, what is in the network itself."""
+    from .console import decoding
     from .gallery import draw_feature_maps
-    from .images import preprocess
     from .inside import network, walked_if_there
     from .insight import draw_image
+    from .overlays import draw_wishes, settings_line, title
     from .predict import Predictor
     from .run import Run
 
+    if not images and (method or target or against or layer):
+        raise UserError("--method, --class, --against and --layer ask about an image: name one, such as test:0")
+    methods = _methods(method, layer, target or against) if images else []
     opened = Run.open(run)
-    file = opened.model_file(model)
-    predictor, used = Predictor(file), set[str]()
+    file, folder = opened.model_file(model), out or opened.path / "explain"
     load = cache(lambda: opened.load_data(data_dir, decoding()))
     look = cache(lambda: walked_if_there(opened, file, load, data_dir))
+    predictor, said = Predictor(file), sys.stderr if as_json else sys.stdout
+    found: dict[str, Any] = {"images": []}
+    for given, name, image, truth in _images(images or (), load, file):
+        probabilities = predictor.probabilities(image[None])[0]
+        best = int(probabilities.argmax())
+        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){f', is {truth}' if truth else ''}"
+        print(f"{given}: {caption}", file=said)
+        row = {"image": given, "class": file.classes[best], "probability": float(probabilities[best]), "truth": truth}
+        asked = {"target": target, "against": against, "layer": layer}
+        heats = _attributions(folder / name, file, image, truth, methods, asked)
+        for heat, path in heats:
+            print(f"  {path}: {title(heat, file.classes)}, {settings_line(heat)}", file=said)
+        row["attributions"] = [{**heat.to_dict(file.classes), "file": str(path)} for heat, path in heats]
+        others = list[Path]()
+        if channels:
+            over, walk = f"{Path(given).name}: {caption}", look() if examples else None
+            others, row["channels"] = draw_image(folder / name, file.model, image, file.classes, over, walk)
+        if feature_maps:
+            others += draw_feature_maps(folder / name, file.model, image, caption)
+        print(*(f"  {path}" for path in others), sep="\n", end="\n" * bool(others), file=said)
+        found["images"].append({**row, "files": [str(path) for path in others]})
     if not images:
-        network(opened, file, load, data_dir, out, plane)
-    for given in images or ():
+        found["network"] = network(opened, file, load, data_dir, out, plane, said)
+    if wishes:
+        drawn, liked = draw_wishes(folder / "network", file.model, load().train, file.classes)
+        print("what the network wants to see:", *(f"  {path}" for path in drawn), sep="\n", file=said)
+        found["wishes"] = {"files": [str(path) for path in drawn], "settings": liked.settings}
+    if as_json:
+        print(json.dumps(found))
+
+
+def _methods(asked: list[str] | None, layer: str | None, question: str | None) -> list[str]:
+    """The methods that the flags name; where they name none the usual ones, and none of those where there is no
+    captum."""
+    from .attribution import METHODS, USUAL, require_captum
+    from .console import err
+
+    if asked is None and not layer and not question:
+        try:
+            require_captum()
+        except UserError as error:
+            err.print(f"convlens: {error}")
+            return []
+    chosen = [name for each in asked or USUAL for name in (METHODS if each == "all" else (each,)) if each != "none"]
+    for name in chosen:
+        if name not in METHODS:
+            raise unknown("method", name, [*METHODS, "all", "none"])
+    if layer and "grad-cam" not in chosen:
+        raise UserError("--layer says where grad-cam looks: add --method grad-cam")
+    if question and not chosen:
+        raise UserError("--class and --against are for a method, and --method none was given")
+    return list(dict.fromkeys(chosen))
+
+
+def _attributions(
+    folder: Path, file: ModelFile, image: Tensor, truth: str | None, methods: Sequence[str], asked: dict[str, Any]
+) -> list[tuple[Attribution, Path]]:
+    """The attributions of an image uint8 (C, H, W) by `methods`, and the files that they are drawn in."""
+    from .attribution import attribute
+    from .overlays import draw_attributions
+
+    asked = {**asked, "classes": file.classes, "temperature": file.calibration.temperature}
+    heats = []
+    for method in methods:
+        where = {"layer": asked["layer"] if method == "grad-cam" else None}
+        heats += attribute(file.model, image[None], method, **{**asked, **where})
+    return list(zip(heats, draw_attributions(folder, image, heats, file.classes, truth), strict=True))
+
+
+def _images(
+    images: Iterable[str], load: Callable[[], Data], file: ModelFile
+) -> Iterator[tuple[str, str, Tensor, str | None]]:
+    """Each image as it was given: the name of its folder, its pixels uint8 (C, H, W), and its class if known."""
+    import torch
+
+    from .images import preprocess
+
+    used = set[str]()
+    for given in images:
         split, _, number = given.partition(":")
+        truth = None
         if split in ("train", "val", "test") and number.isdecimal():
             part = getattr(load(), split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
-            truth = f", is {file.classes[int(part.labels[int(number)])]}"
+            truth = file.classes[int(part.labels[int(number)])]
         else:
-            image, name, truth = torch.from_numpy(preprocess(given, file.input)), Path(given).stem, ""
+            image, name = torch.from_numpy(preprocess(given, file.input)), Path(given).stem
         while name in used:  # two folders may each have a 1.png
             name += "-again"
         used.add(name)
-        probabilities = predictor.probabilities(image[None])[0]
-        best = int(probabilities.argmax())
-        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
-        print(f"{given}: {caption}")
-        folder = (out or opened.path / "explain") / name
-        drawn = draw_feature_maps(folder, file.model, image, caption) if feature_maps else []
-        if channels:
-            found, title = look() if examples else None, f"{Path(given).name}: {caption}"
-            drawn += draw_image(folder, file.model, image, file.classes, title, found)[0]
-        if drawn:
-            err.print(f"{len(drawn)} pictures in {folder}")
+        yield given, name, image, truth
 
 
 def predict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import UserError, unknown
 
@@ -47,10 +47,17 @@ def walked_if_there(run: Run, file: ModelFile, load: Callable[[], Data], data_di
 
 
 def network(
-    run: Run, file: ModelFile, load: Callable[[], Data], data_dir: Path | None, out: Path | None, method: str
+    run: Run,
+    file: ModelFile,
+    load: Callable[[], Data],
+    data_dir: Path | None,
+    out: Path | None,
+    method: str,
+    said: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Draw the network itself, its test images on a map by `method`, say which channels are dead or duplicate, and give
-    all of it as JSON takes it. Raises UserError where its data is not there, or `method` is neither pca nor umap."""
+    """Draw the network itself, its test images on a map by `method`, say to `said` (stdout) which channels are dead or
+    duplicate, and give all of it as JSON takes it. Raises UserError where its data is not there, or `method` is neither
+    pca nor umap."""
     from .console import err
     from .insight import draw_network, findings
 
@@ -58,6 +65,8 @@ def network(
         raise unknown("map", method, ("pca", "umap"))
     found, folder = walked(run, file, load, data_dir), (out or run.path / "explain") / "network"
     drawn, result = draw_network(folder, file.model, found, method)
-    print("\n".join(findings(found.survey)) or f"no channel is dead, and none a duplicate, on {found.extent}")
+    print(
+        "\n".join(findings(found.survey)) or f"no channel is dead, and none a duplicate, on {found.extent}", file=said
+    )
     err.print(f"{len(drawn)} pictures in {folder}")
     return result
