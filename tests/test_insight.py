@@ -160,6 +160,11 @@ def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp
     assert len(list((tmp_path / "network").glob("*.png"))) == 3
     assert "dead" in result.stdout
 
+    asked = ("explain", run.path, "test:1", "--method", "none", "--no-feature-maps", "--out", tmp_path, "--json")
+    (row,) = json.loads(convlens(*asked).stdout)["images"]
+    assert len(row["channels"]["neighbours"]) == 8
+    assert [Path(path).name for path in row["files"]] == ["channels.png", "examples.png", "neighbours.png"]
+
     monkeypatch.setitem(sys.modules, "umap", None)
     missing = convlens("explain", run.path, "--map", "umap", "--out", tmp_path)
     assert missing.returncode == 2

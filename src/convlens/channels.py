@@ -197,6 +197,7 @@ class _Tally:
 
     def __init__(self, found: LayerMaps, best: int) -> None:
         channels, device = found.maps.shape[1], found.maps.device
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
         self.found, self.best, self.size = found, best, found.maps.shape[2:]
         self.peaks = torch.empty(channels, 0)
         self.images = self.flat = torch.empty(channels, 0, dtype=torch.int64)
@@ -214,7 +215,7 @@ class _Tally:
             :, : self.best
         ]  # of equal ones the first images
         self.peaks, self.flat, self.images = (kept.gather(1, order) for kept in (peaks, flat, images))
-        values = channels.flatten(1).double()
+        values = channels.flatten(1).to(self.sums.device).double()
         self.sums += values.sum(1)
         self.products += values @ values.T
         self.count += values.shape[1]

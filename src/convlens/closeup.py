@@ -124,7 +124,7 @@ def _channel(
 ) -> None:  # fmt: skip # what, where
     """A channel's map, what it sees where it fires most, and its filter, side by side."""
     maps, (row, column) = layer.maps[0, channel].numpy(), layer.peak(channel)
-    signed, high = maps.min() < 0, float(np.abs(maps).max()) or 1.0
+    signed, high = bool(layer.maps[0].min() < 0), float(np.abs(maps).max()) or 1.0
     colors, low = ("RdBu_r", -high) if signed else ("viridis", 0.0)
     left, above, unit = _tile(axes, maps, x, y, side, colors=colors, low=low, high=high)
     mark = max(unit, 0.05)
@@ -146,7 +146,8 @@ def _channel(
         return
     inputs, slices = strongest_slices(convolution, channel)
     high = float(slices.abs().max()) or 1.0
-    shown = mosaic(slices.numpy(), 1 if len(slices) == 1 else 2)
+    finer = slices.numpy().repeat(4, axis=1).repeat(4, axis=2)  # so that the gap is a quarter of a weight
+    shown = mosaic(finer, 1 if len(slices) == 1 else 2)
     colors_ = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#d9d9d9")
     box = (x, x + side, y + side, y)
     axes.imshow(shown, cmap=colors_, vmin=-high, vmax=high, extent=box, interpolation="nearest")

@@ -233,14 +233,16 @@ def _row(layer: SurveyedLayer, channel: int, data: Data, lines: Sequence[str], *
         top, left, bottom, right = layer.field.pixels(*spot)
         label = data.classes[int(data.train.labels[place])]
         others.append(Shown(_image(data.train, place)[:, top:bottom, left:right], label))
-    return Row((f"{lines[0]}, channel {channel}", lines[1], lines[-1]), here, tuple(others), layer.field.largest)
+    about = [line for line in lines[1:] if not line.startswith(("floor", "ceil"))]
+    return Row((f"{lines[0]}, channel {channel}", *about), here, tuple(others), layer.field.largest)
 
 
 def _pages(
     folder: Path, name: str, rows: Sequence[Any], draw: Callable[[Any, str], Any], title: str, most: int = ROWS
 ) -> list[Path]:
-    """Figures of at most so many rows each, numbered where there are several."""
-    parts = [rows[i : i + most] for i in range(0, len(rows), most)]
+    """Figures of at most so many rows each, about as many in each, numbered where there are several."""
+    each = -(-len(rows) // max(-(-len(rows) // most), 1)) or 1
+    parts = [rows[i : i + each] for i in range(0, len(rows), each)]
     drawn = []
     for i, part in enumerate(parts, start=1):
         number = f" ({i} of {len(parts)})" if len(parts) > 1 else ""
