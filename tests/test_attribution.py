@@ -236,6 +236,8 @@ def test_grad_cam_chooses_the_last_convolution_with_maps(model: nn.Module, image
     one[0].add_module("never", unused)
     image = torch.zeros(1, 1, 6, 6)
     assert grad_cam_layer(one, image) == "1"  # the second one's maps have one pixel
+    coarse = nn.Sequential(nn.Conv2d(1, 4, 4), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))  # 6, 4 and 2 pixels of 9
+    assert grad_cam_layer(coarse, torch.zeros(1, 1, 9, 9)) == "0"
     refused(lambda: grad_cam_layer(one, image, "2"), "'2' has no maps", "(1, 4, 1, 1)", "take '1'")
     refused(lambda: grad_cam_layer(one, image, "3"), "(1, 4)")
     refused(lambda: grad_cam_layer(one, image, "0.never.later"), "takes no part")

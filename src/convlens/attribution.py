@@ -25,6 +25,7 @@ from .explain import capture, layers_of, uncompiled
 from .models.normalize import Normalize
 
 AT_ONCE = 32  # images in one pass of the methods that need many
+FINE = 5  # pixels of a side: maps of 3 x 3 tell one side of the image from the other, no more
 USUAL = ("grad-cam", "integrated-gradients", "occlusion")  # one by a layer's maps, one by gradients, one by covering
 COLOURS = ("mean", "black", "white")
 
@@ -92,7 +93,7 @@ def attribute(
       et al., arXiv:1703.01365). It sums to the change of the score; `settings["gap"]` is by how much it fails to.
     - `grad-cam`: the maps of `layer`, each with the weight of its mean gradient (Selvaraju et al., arXiv:1610.02391);
       below zero cut off, but not with `against`, where what speaks for the other class is half of the answer. Without
-      `layer` the last convolution to run whose maps have more than one pixel.
+      `layer` the last convolution to run whose maps are 5 x 5 or larger, or else have more than one pixel.
     - `occlusion`: the fall of the score while a square of `window` pixels is covered with `baseline`, moved by half of
       its side (Zeiler and Fergus, arXiv:1311.2901); by default an eighth of the image's shorter side.
 
@@ -182,15 +183,16 @@ def class_index(given: int | str, count: int, classes: Sequence[str] | None = No
 
 
 def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) -> str:
-    """`layer` where it has maps for `image` (1, C, H, W); without it the last convolution to run whose maps have more
-    than one pixel. Raises UserError where there is none."""
+    """`layer` where it has maps for `image` (1, C, H, W); without it the last convolution to run whose maps are fine
+    enough to show a place, or else have more than one pixel. Raises UserError where there is none."""
     convolutions = [name for name, module in layers_of(model).items() if isinstance(module, nn.Conv2d)]
     with capture(model, convolutions if layer is None else [*convolutions, layer]) as outputs, torch.no_grad():
         model(image)
     maps = [name for name, out in outputs.items() if _has_maps(out)]
     fitting = [name for name in maps if name in convolutions]
     if layer is None and fitting:
-        return fitting[-1]
+        fine = [name for name in fitting if min(outputs[name].shape[2:]) >= FINE]
+        return (fine or fitting)[-1]
     if layer in maps:
         return layer
     if layer is None:
