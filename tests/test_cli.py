@@ -71,13 +71,13 @@ def test_the_model_file_gives_the_run_its_accuracy(trained, convlens) -> None:
 
 
 def test_evaluate_tells_what_corruptions_leave_and_draws_it(trained, convlens, tmp_path) -> None:
-    path, printed, _ = trained
+    path, _, _ = trained
     result = convlens("evaluate", path, "--corruptions", "--limit", "50", "--plots", tmp_path / "new", "--json")
     found = json.loads(result.stdout)["robustness"]
-    assert (found["images"], found["of"], len(found["rows"])) == (50, 1000, 8)
+    assert (found["images"], found["of"], len(found["rows"])) == (50, 100, 8)
     assert {p.stem for p in (tmp_path / "new").iterdir()} == {"reliability", "confidence", "coverage", "corruptions"}
     text = convlens("evaluate", path, "--corruptions", "--limit", "50").stdout
-    assert "on 50 of 1,000 test images" in text
+    assert "on 50 of 100 test images" in text
     assert f"mean of all {found['mean']:.2%}, clean {found['clean']:.2%}" in text
     (noise,) = (line.split() for line in text.splitlines() if line.startswith("noise"))
     row = found["rows"][0]
@@ -201,7 +201,7 @@ def test_flags_win_over_the_recipe_and_the_recipe_prints_as_toml(convlens, tmp_p
         (["train", "mnist-5k", "--device", "toaster"], "device 'toaster'"),
         (["summary", "lenet5", "--size", "8"], "images of 12 x 12 pixels or more do"),
         (["summary", "lenet5", "--size", "big"], "32x48"),
-        (["summary", "lenet5", "--draw", "net.jpg"], ".svg"),
+        (["summary", "lenet5", "--draw", "net.jpg"], "did you mean '.png'?"),
         (["summary", "lenet5", "--draw", "nowhere/net.png"], "no folder nowhere"),
         (["predict", "nowhere.safetensors", "x.png"], "no model file"),
         (["frobnicate"], "frobnicate"),
