@@ -71,6 +71,32 @@ def test_the_model_file_gives_the_run_its_accuracy(trained, convlens) -> None:
     assert "below 1.0" in sentence(missed, 3)
 
 
+def test_evaluate_tells_what_corruptions_leave_and_draws_it(trained, convlens, tmp_path) -> None:
+    path, _, _ = trained
+    result = convlens("evaluate", path, "--corruptions", "--limit", "50", "--plots", tmp_path / "new", "--json")
+    found = json.loads(result.stdout)["robustness"]
+    assert (found["images"], found["of"], len(found["rows"])) == (50, 100, 8)
+    assert {p.stem for p in (tmp_path / "new").iterdir()} == {"reliability", "confidence", "coverage", "corruptions"}
+    text = convlens("evaluate", path, "--corruptions", "--limit", "50").stdout
+    assert "on 50 of 100 test images" in text
+    assert f"mean of all {found['mean']:.2%}, clean {found['clean']:.2%}" in text
+    (noise,) = (line.split() for line in text.splitlines() if line.startswith("noise"))
+    row = found["rows"][0]
+    assert noise[1:] == [f"{share:.2%}" for share in (*row["accuracy"], row["mean"])]
+    assert "robustness" not in json.loads(convlens("evaluate", path, "--json").stdout)
+    assert "--corruptions" in sentence(convlens("evaluate", path, "--limit", "50"), 2)
+
+
+def test_summary_of_a_run_as_json_and_drawn(trained, convlens, tmp_path) -> None:
+    path, _, _ = trained
+    result = convlens("summary", path, "--json", "--draw", tmp_path / "net.svg")
+    found = json.loads(result.stdout)
+    assert found["macs"] == sum(row["macs"] for row in found["rows"])
+    assert found["rows"][1]["receptive_field"] == [3, 3]
+    assert "</svg>" in (tmp_path / "net.svg").read_text()
+    assert f"drawn in {tmp_path / 'net.svg'}" in result.stderr
+
+
 def test_a_run_is_never_overwritten(trained, convlens) -> None:
     path, _, _ = trained
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
@@ -230,6 +256,8 @@ def test_flags_win_over_the_recipe_and_the_recipe_prints_as_toml(convlens, tmp_p
         (["train", "mnist-5k", "--device", "toaster"], "device 'toaster'"),
         (["summary", "lenet5", "--size", "8"], "images of 12 x 12 pixels or more do"),
         (["summary", "lenet5", "--size", "big"], "32x48"),
+        (["summary", "lenet5", "--draw", "net.jpg"], "did you mean '.png'?"),
+        (["summary", "lenet5", "--draw", "nowhere/net.png"], "no folder nowhere"),
         (["predict", "nowhere.safetensors", "x.png"], "no model file"),
         (["frobnicate"], "frobnicate"),
     ],

@@ -137,7 +137,7 @@ def _text(block: Block) -> str:
     elif first == last:
         place = first
     else:
-        place = f"{first} to {number}" if stem and first.rpartition(".")[0] == stem else f"{first} to\n{last}"
+        place = f"{first} to {number}" if first.rpartition(".")[0] == stem else f"{first} to\n{last}"
     return "\n".join(["×".join(map(str, block.output)), place, *several[:shown], *more])
 
 
@@ -153,6 +153,7 @@ def _bars(axes: Axes, y: float, name: str, counts: Sequence[int], pitches: Seque
         if count:
             high = BAR * count / max(counts)
             axes.add_patch(Rectangle((x + pitch / 2 - 0.15, y), 0.3, high, color=color))
-            axes.text(x + pitch / 2, y + high + 0.03, f"{count / total:.1%}", ha="center", va="bottom", fontsize=7)
+            share = f"{count / total:.1%}" if count / total >= 0.0005 else "<0.1%"
+            axes.text(x + pitch / 2, y + high + 0.03, share, ha="center", va="bottom", fontsize=7)
         x += pitch
     axes.plot((0.9, x), (y, y), "-", color=GRAY, linewidth=0.6)

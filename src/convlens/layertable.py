@@ -40,7 +40,8 @@ def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
     if with_formula:
         columns.append(f"output height{' = floor((n + 2·padding - kernel) / stride) + 1' if wide else ''}")
         for cells, row in zip(rows, summary.rows, strict=True):
-            cells.append(f"{row.formula}; width {row.formula_width}" if row.formula_width else row.formula)
+            sides = [row.formula, *([f"width {row.formula_width}"] if row.formula_width else [])]
+            cells.append(("; " if wide else "\n").join(sides))
     numbers = {"layer", "kind", "output", columns[-1] if with_formula else ""}
     print_table("", columns, rows, [column for column in columns if column not in numbers])
     trained = "all" if summary.trainable == summary.parameters else f"{summary.trainable:,}"

@@ -201,6 +201,8 @@ def summary(
 
     if draw and draw.suffix not in (".png", ".svg"):
         raise unknown("ending of the drawing", draw.suffix, (".png", ".svg"))
+    if draw and not draw.parent.is_dir():
+        raise UserError(f"cannot write {draw}: there is no folder {draw.parent}")
     title = model
     if model not in MODELS and model not in RECIPES and Path(model).is_dir():
         file = Run.open(model).model_file(builder)
