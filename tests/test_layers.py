@@ -24,6 +24,9 @@ LAYERS = [
         "checkpoint",
         "modelfile",
         "explain",
+        "trace",
+        "channels",
+        "embedding",
         "summary",
     ],
     [

@@ -1,0 +1,148 @@
+"""Embeddings: what the last linear layer sees of an image, its neighbours there, what is typical of a class and what is
+not, and a map of a data set on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .evaluation import LARGEST, evaluating
+from .splits import Split
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For each of N images the nearest ones of a split: their `places` in it (N, k), nearest first, and the `distances`
+    (N, k), 1 - cosine, from 0 (the same direction) to 2."""
+
+    places: Tensor
+    distances: Tensor
+
+
+def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The features (N, D) and the logits (N, K) of images (N, C, H, W), float32 on the CPU, in evaluation mode and
+    without gradients; the model is left as it was.
+
+    The features are what goes into the linear layer that runs last; in a network without linear layers, into the
+    convolution that runs last. Maps and tokens are averaged over their places.
+
+    Raises:
+        UserError: a network that has neither.
+    """
+    linear = any(isinstance(layer, nn.Linear) for layer in model.modules())
+    kind = nn.Linear if linear else nn.Conv2d
+    last: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, x: last.__setitem__(slice(None), [x[0]]))
+        for layer in model.modules()
+        if isinstance(layer, kind)
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(images.to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not last:
+        raise UserError("this network has no linear layer and no convolution: there is nothing to take for features")
+    features = last[0].float()
+    if features.ndim > 2:
+        features = features.flatten(1, -2).mean(1) if linear else features.flatten(2).mean(2)
+    return features.cpu(), logits.float().cpu()
+
+
+def embedded(model: nn.Module, split: Split, places: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(places, features, logits) of a split, or of some `places` of it, batch by batch."""
+    places = torch.arange(len(split)) if places is None else places
+    for part in places.split(max(min(1000, LARGEST // split.store[0].numel()), 1)):
+        yield part, *embed(model, split.at(part.to(split.labels.device)))
+
+
+def features_of(model: nn.Module, split: Split, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The features (N, D) and the logits (N, K) of a split, or of some `places` of it; see `embed`."""
+    _, features, logits = zip(*embedded(model, split, places), strict=True)
+    return torch.cat(features), torch.cat(logits)
+
+
+def neighbours(
+    model: nn.Module, images: Tensor, split: Split, count: int = 8, places: Tensor | None = None
+) -> Neighbours:
+    """The `count` images of a split, or of some `places` of it, that are nearest to each of `images` (N, C, H, W) by
+    the cosine of their features. The split goes by in batches, and only the nearest are kept."""
+    asked = F.normalize(embed(model, images)[0].double())
+    best = torch.empty(len(asked), 0, dtype=torch.float64)
+    kept = torch.empty(len(asked), 0, dtype=torch.int64)
+    for part, features, _ in embedded(model, split, places):
+        best = torch.cat([best, asked @ F.normalize(features.double()).T], 1)
+        kept = torch.cat([kept, part.expand(len(asked), -1)], 1)
+        order = best.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        best, kept = best.gather(1, order), kept.gather(1, order)
+    return Neighbours(kept, (1 - best).clamp(min=0).float())
+
+
+def typical(features: Tensor, prototypes: int = 4, criticisms: int = 4) -> tuple[list[int], list[int]]:
+    """Of images with these features (N, D): prototypes, which together stand for all of them, and criticisms, which
+    these do not stand for. Their places, each in the order in which they were chosen.
+
+    MMD-critic (Kim, Khanna and Koyejo, "Examples are not enough, learn to criticize!", NeurIPS 2016): greedily the
+    prototypes that bring the maximum mean discrepancy down most, then the criticisms where the witness function is
+    largest, kept apart by the log-determinant of their kernel. The kernel is Gaussian on features of length 1, and its
+    width is the median distance. Memory holds N x N numbers.
+    """
+    unit = F.normalize(features.double())
+    squared = (2 - 2 * unit @ unit.T).clamp(min=0)
+    kernel = torch.exp(-squared / squared.median().clamp(min=1e-12))
+    chosen: list[int] = []
+    near = kernel.mean(1)
+    for _ in range(min(prototypes, len(kernel))):
+        m = len(chosen) + 1
+        among = kernel[:, chosen].sum(1)
+        # the discrepancy's part that changes: 2 / m of the means, less 1 / m^2 of the products, of all chosen
+        gain = 2 * (near[chosen].sum() + near) / m - (kernel[chosen][:, chosen].sum() + 2 * among + 1) / m**2
+        gain[chosen] = -torch.inf
+        chosen.append(int(gain.argmax()))
+    witness = (near - kernel[:, chosen].mean(1)).abs()
+    against: list[int] = []
+    left = kernel.diag().clone()  # of each image the part of its kernel that those chosen do not explain
+    basis = torch.empty(0, len(kernel), dtype=torch.float64)
+    for _ in range(min(criticisms, len(kernel) - len(chosen))):
+        gain = witness + left.clamp(min=1e-12).log()
+        gain[chosen + against] = -torch.inf
+        new = int(gain.argmax())
+        against.append(new)
+        row = (kernel[new] - basis[:, new] @ basis) / left[new].clamp(min=1e-12).sqrt()  # a row of its Cholesky factor
+        basis, left = torch.cat([basis, row[None]]), left - row**2
+    return chosen, against
+
+
+def pca(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
+    """The first principal components of features (N, D): coordinates (N, count) float32, and each one's share of the
+    variance (count,). The sign is such that a component's largest weight is positive, as in scikit-learn."""
+    centred = features.double() - features.double().mean(0)
+    tall = len(centred) > centred.shape[1]  # the eigenvectors of the smaller product give those of the other
+    variances, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
+    largest = vectors.flip(1)[:, :count]
+    axes = F.normalize((largest if tall else centred.T @ largest).T)
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    shares = variances.flip(0)[:count].clamp(min=0) / variances.sum().clamp(min=1e-300)
+    return (centred @ axes.T).float(), shares.float()
+
+
+def umap(features: Tensor, seed: int = 0) -> Tensor:
+    """Coordinates (N, 2) by UMAP (McInnes, Healy and Melville, arXiv:1802.03426) with its own settings and the cosine.
+
+    Raises:
+        UserError: umap-learn is not installed.
+    """
+    try:
+        import umap as package
+    except ImportError as error:
+        raise UserError("a map by UMAP needs umap-learn: pip install 'convlens[map]'") from error
+    reducer: Any = package.UMAP(metric="cosine", random_state=seed, n_jobs=1)
+    return torch.as_tensor(reducer.fit_transform(features.numpy()), dtype=torch.float32)
