@@ -1,4 +1,5 @@
-"""What the report shows of the inside of a network: its layers, its first filters, what it makes of three images."""
+"""What the report shows of the inside of a network: its layers, its first filters, what moves its answer to three
+images, a map of the test set as it sees it, and what spoke for its worst mistakes."""
 
 from __future__ import annotations
 
@@ -6,78 +7,144 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .attribution import attribute
+from .channels import RankedLayer, rank_channels
 from .data import Data
+from .embedding import features_of, pca
 from .errors import UserError
-from .explain import feature_maps, first_filters
+from .explain import first_filters
 from .modelfile import ModelFile
 from .outcomes import Outcomes
 from .summary import summarize
-from .thumbnails import filter_tile, map_tile, thumbnail
+from .thumbnails import filter_tile, heat_overlay, map_tile, thumbnail
 
 FILTERS = 64  # of the first convolution at most
 LAYERS = 6  # whose maps are shown, from the first to the last
 MAPS = 8  # of a layer
+ON_THE_MAP = 1000  # test images, from all over the split
+EXPLAINED = 6  # mistakes
+METHODS = ("grad-cam", "integrated-gradients")
+
+Say = Callable[..., str]
 
 
-def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Callable[..., str]) -> dict[str, Any]:
-    """The layer table; the first filters; and where the data is there, the maps of three of its test images: of the
-    surest right answer, of the least sure one, and of the surest mistake."""
+def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Say) -> dict[str, Any]:
+    """All that needs the network; without the data its layers and filters alone. What cannot be made of this network,
+    or without an extra, is named in `lacking`."""
     model = file.model
-    summary = summarize(model, file.input.channels, file.input.size)
-    found: dict[str, Any] = {"summary": summary, "filters": None, "examples": []}
-    try:
-        name, weights = first_filters(model)
-    except UserError:  # a network of the user's own need not have a convolution
-        return found
-    tiles = [(filter_tile(kernel), float(kernel.abs().max())) for kernel in weights[:FILTERS]]
-    found["filters"] = {
-        "layer": name,
-        "tiles": tiles,
-        "shape": tuple(weights.shape),
-        "colours": weights.shape[1] == 3,
+    found: dict[str, Any] = {
+        "summary": summarize(model, file.input.channels, file.input.size),
+        "filters": _filters(model),
+        "examples": [],
+        "map": None,
+        "mistakes": [],
+        "lacking": [],
     }
-    if data:
-        right = outcomes.right.nonzero()[0]
-        by_confidence = right[outcomes.confidence[right].argsort(kind="stable")].tolist()
-        chosen = [
-            (say("the surest right answer"), by_confidence[-1:]),
-            (say("the least sure right answer"), by_confidence[:-1][:1]),
-            (say("the surest mistake"), outcomes.worst(1).tolist()),
-        ]
-        found["examples"] = [_example(model, data, outcomes, which, places[0]) for which, places in chosen if places]
+    if data is None:
+        return found
+    for key, make in (
+        ("examples", lambda: _examples(model, data, outcomes, say)),
+        ("map", lambda: _map(model, data, outcomes)),
+        ("mistakes", lambda: [_mistake(model, data, outcomes, place) for place in outcomes.worst(EXPLAINED).tolist()]),
+    ):
+        try:
+            found[key] = make()
+        except UserError as error:  # no convolution, or captum is not installed
+            found["lacking"].append(str(error))
     return found
 
 
-def _example(model: nn.Module, data: Data, outcomes: Outcomes, which: str, place: int) -> dict[str, Any]:
-    image = data.test.at(slice(place, place + 1))[0]
-    every = feature_maps(model, image)
-    some = torch.linspace(0, len(every) - 1, min(LAYERS, len(every))).long().tolist()
-    layers = []
-    for feature in (every[i] for i in some):
-        maps = feature.maps
-        strength = maps.abs().mean((1, 2))
-        best = strength.topk(min(MAPS, len(maps))).indices.sort().values.tolist()
-        low, high = min(float(maps.min()), 0.0), float(maps.max())
-        layers.append(
+def _filters(model: nn.Module) -> dict[str, Any] | None:
+    try:
+        name, weights = first_filters(model)
+    except UserError:  # a network of the user's own need not have a convolution
+        return None
+    tiles = [(filter_tile(kernel), float(kernel.abs().max())) for kernel in weights[:FILTERS]]
+    return {"layer": name, "tiles": tiles, "shape": tuple(weights.shape), "colours": weights.shape[1] == 3}
+
+
+def _examples(model: nn.Module, data: Data, outcomes: Outcomes, say: Say) -> list[dict[str, Any]]:
+    """The surest right answer, the least sure one and the surest mistake, each with the channels that moved it most."""
+    right = outcomes.right.nonzero()[0]
+    by_confidence = right[outcomes.confidence[right].argsort(kind="stable")].tolist()
+    chosen = [
+        (say("the surest right answer"), by_confidence[-1:]),
+        (say("the least sure right answer"), by_confidence[:-1][:1]),
+        (say("the surest mistake"), outcomes.worst(1).tolist()),
+    ]
+    chosen = [(which, places) for which, places in chosen if places]
+    places = torch.tensor([places[0] for _, places in chosen])
+    images = data.test.at(places)
+    ranking = rank_channels(model, images, torch.as_tensor(outcomes.predicted[places.numpy()]))
+    some = torch.linspace(0, len(ranking.layers) - 1, min(LAYERS, len(ranking.layers))).long().tolist()
+    return [
+        {
+            **_head(outcomes, int(place), images[i]),
+            "which": which,
+            "layers": [_layer(ranking.layers[number], i, images.shape[2:]) for number in some],
+            "left_out": len(ranking.layers) - len(some),
+        }
+        for i, ((which, _), place) in enumerate(zip(chosen, places, strict=True))
+    ]
+
+
+def _layer(found: RankedLayer, image: int, size: torch.Size) -> dict[str, Any]:
+    maps = found.maps[image]
+    low, high = min(float(maps.min()), 0.0), float(maps.max())
+    tiles = []
+    for channel in found.top(MAPS, image):
+        top, left, bottom, right = found.field.pixels(*found.peak(channel, image))
+        tiles.append(
             {
-                "name": feature.name.removeprefix("network."),
-                "kind": feature.kind,
-                "formula": feature.formula,
-                "shape": tuple(maps.shape),
-                "range": (low, high),
-                "tiles": [(channel, map_tile(maps[channel], low, high)) for channel in best],
+                "channel": channel,
+                "score": float(found.scores[image, channel]),
+                "src": map_tile(maps[channel], low, high),
+                # what the channel saw where it fired most, in percent of the image
+                "sees": [round(100 * part, 1) for part in (top / size[0], left / size[1], bottom / size[0], right / size[1])],
             }
         )
-    truth, said = int(outcomes.labels[place]), int(outcomes.predicted[place])
+    kind = type(found.layer).__name__ + (f" + {found.activation}" if found.activation else "")
+    name = found.name.removeprefix("network.")
+    return {"name": name, "kind": kind, "formula": found.formula, "shape": tuple(maps.shape), "tiles": tiles}
+
+
+def _map(model: nn.Module, data: Data, outcomes: Outcomes) -> dict[str, Any]:
+    """Where test images lie by the first two principal components of the features before the last layer."""
+    places = torch.linspace(0, len(data.test) - 1, min(ON_THE_MAP, len(data.test))).long()
+    features, _ = features_of(model, data.test, places)
+    coordinates, shares = pca(features)
+    chosen = places.numpy()
     return {
-        "which": which,
+        "points": coordinates.numpy(),
+        "shares": shares.tolist(),
+        "labels": outcomes.labels[chosen],
+        "predicted": outcomes.predicted[chosen],
+        "names": [outcomes.names[place] for place in chosen],
+    }
+
+
+def _mistake(model: nn.Module, data: Data, outcomes: Outcomes, place: int) -> dict[str, Any]:
+    """What spoke for the class that was said and against the true one, and the reverse: the two signs of one
+    attribution to the difference of their logits, on one scale."""
+    image = data.test.at(slice(place, place + 1))
+    said, truth = int(outcomes.predicted[place]), int(outcomes.labels[place])
+    rows = []
+    for method in METHODS:
+        (found,) = attribute(model, image, method, target=said, against=truth)
+        largest = float(found.heat.abs().max())
+        rows.append((method, [heat_overlay(image[0], sign * found.heat, largest) for sign in (1, -1)]))
+    return {**_head(outcomes, place, image[0]), "rows": rows}
+
+
+def _head(outcomes: Outcomes, place: int, image: Tensor) -> dict[str, Any]:
+    said = int(outcomes.predicted[place])
+    return {
         "name": outcomes.names[place],
         "src": thumbnail(image),
-        "true": truth,
+        "true": int(outcomes.labels[place]),
         "said": said,
         "p": float(outcomes.probabilities[place, said]),
-        "layers": layers,
-        "left_out": len(every) - len(some),
+        "q": float(outcomes.probabilities[place, outcomes.labels[place]]),
     }

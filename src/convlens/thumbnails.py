@@ -11,6 +11,7 @@ from torch import Tensor
 
 LONGEST = 96  # pixels of a thumbnail's longer side
 WEBP = features.check("webp")
+HOT = np.array([255, 176, 0])
 BLUE, RED = np.array([33, 102, 172]), np.array([178, 24, 43])  # the ends of RdBu, for weights below and above zero
 
 
@@ -29,12 +30,7 @@ def uri(pixels: np.ndarray, exact: bool = False) -> str:
 
 def thumbnail(image: Tensor) -> str:
     """uint8 (C, H, W) -> data: URI, made smaller where it is larger than LONGEST."""
-    pixels = _last(image.cpu().numpy())
-    scale = LONGEST / max(pixels.shape[:2])
-    if scale < 1:
-        size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
-        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-    return uri(pixels)
+    return _shrunk(_last(image.cpu().numpy()))
 
 
 def filter_tile(weights: Tensor) -> str:
@@ -48,12 +44,7 @@ def filter_tile(weights: Tensor) -> str:
 
 def map_tile(values: Tensor, low: float, high: float) -> str:
     """One feature map (H, W) in gray, `low` black and `high` white; a large one is made smaller."""
-    gray = _bytes((values.numpy().clip(low, high) - low) / max(high - low, 1e-12) * 255)
-    if max(gray.shape) > LONGEST:
-        image = Image.fromarray(gray)
-        image.thumbnail((LONGEST, LONGEST))
-        gray = np.asarray(image)
-    return uri(gray)
+    return _shrunk(_bytes((values.numpy().clip(low, high) - low) / max(high - low, 1e-12) * 255))
 
 
 def heat_tile(shares: Tensor) -> str:
@@ -61,11 +52,27 @@ def heat_tile(shares: Tensor) -> str:
     return uri(_bytes(255 + shares.numpy()[..., None] * (np.array([8, 48, 107]) - 255)), exact=True)
 
 
+def heat_overlay(image: Tensor, heat: Tensor, largest: float) -> str:
+    """The positive part of `heat` (H, W) over the image (C, H, W), grayed and dimmed: orange where it is `largest`."""
+    pixels = image.cpu().float().numpy()
+    gray = 40 + 0.45 * pixels.mean(0)[..., None].repeat(3, axis=2)
+    share = (heat.numpy().clip(min=0) / max(largest, 1e-12))[..., None] ** 0.5  # the root shows what is weak, too
+    return _shrunk(_bytes(gray + share * (HOT - gray)))
+
+
 def signed(values: np.ndarray, high: float | None = None) -> np.ndarray:
     """(H, W) -> uint8 (H, W, 3): blue below zero, white at it, red above; `high` is the largest that is told apart."""
     share = np.clip(values / (high or np.abs(values).max() or 1), -1, 1)[..., None]
     ends = np.where(share < 0, BLUE, RED)
     return _bytes(255 + np.abs(share) * (ends - 255))
+
+
+def _shrunk(pixels: np.ndarray) -> str:
+    scale = LONGEST / max(pixels.shape[:2])
+    if scale < 1:
+        size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS))
+    return uri(pixels)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
