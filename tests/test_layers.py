@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
     ["errors", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
-    ["colour", "augment", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
+    ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
         "flops",
         "steps",
@@ -27,10 +27,13 @@ LAYERS = [
         "trace",
         "channels",
         "embedding",
+        "confidence",
+        "robust",
         "summary",
     ],
     [
         "plots",
+        "trustplots",
         "gallery",
         "run",
         "outcomes",

@@ -33,6 +33,7 @@ _HOME = {
     "fit": "fitting",
     "load": "data",
     "make_model": "run",
+    "robustness": "robust",
     "summarize": "summary",
     "train": "training",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "fit",
     "load",
     "make_model",
+    "robustness",
     "summarize",
     "train",
 ]

@@ -20,29 +20,46 @@ def evaluate(
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     min_accuracy: flags.MinAccuracy = None,
+    corruptions: flags.Corruptions = False,
+    limit: flags.Sample = None,
+    plots: flags.PlotsFolder = None,
     as_json: flags.Json = False,
 ) -> None:
     """Measure a run's model on the test set again: accuracy, loss, every class, and how far to trust it."""
     from .calibration import report
-    from .console import calibration_line, decoding, err, metrics_table, out
+    from .confidence import trust
+    from .console import calibration_line, corrupting, decoding, err, metrics_table, out, robustness_table
     from .device import pick_device
     from .evaluation import answers_of, metrics_of
     from .modelfile import golden_difference
+    from .robust import robustness
     from .run import Run
 
+    if limit is not None and not corruptions:
+        raise UserError("--limit says how many images --corruptions takes; give both, or neither")
     opened = Run.open(run)
     file = opened.model_file(model)
     difference = golden_difference(file)
     if difference > 1e-4:
         err.print(f"convlens: the model file no longer gives its own golden logits (they differ by {difference:.2g})")
         raise typer.Exit(GATE)
-    answers = answers_of(file.model.to(pick_device()), opened.load_data(data_dir, decoding()))
+    network, data = file.model.to(pick_device()), opened.load_data(data_dir, decoding())
+    answers = answers_of(network, data)
     metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
+    robust = robustness(network, data.test, limit, progress=corrupting()) if corruptions else None
     if as_json:
-        print(json.dumps({**metrics.to_dict(), "calibration": calibration}))
+        more = {"robustness": robust.to_dict()} if robust else {}
+        print(json.dumps({**metrics.to_dict(), "calibration": calibration, **more}))
     else:
         metrics_table(metrics)
         out.print(calibration_line(calibration))
+        if robust:
+            robustness_table(robust)
+    if plots:
+        from .trustplots import draw_trust
+
+        drawn = draw_trust(plots, trust(*answers["test"], file.calibration.temperature), robust)
+        err.print(f"{len(drawn)} pictures in {plots}")
     if min_accuracy is not None and metrics.accuracy < min_accuracy:
         err.print(f"convlens: accuracy {metrics.accuracy:.4f} is below {min_accuracy}")
         raise typer.Exit(GATE)

@@ -115,7 +115,7 @@ def reframe(
         side, centre = _crops(torch.rand(4, n, generator=generator, device=images.device), scale)
         frames = torch.cat([frames[:, :, :2] * side, frames[:, :, 2:] * side + centre], 2)
     beyond = fill if warp else "reflect"  # a crop shows nothing from outside to be blackened
-    return _sample(images, frames, reduced((height, width), reduce), beyond)
+    return framed(images, frames, reduced((height, width), reduce), beyond)
 
 
 def augmented_size(size: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
@@ -206,7 +206,7 @@ def _warps(draws: Tensor, aspect: float) -> Tensor:
     return torch.stack([torch.stack(x, 1), torch.stack(y, 1)], 1)
 
 
-def _sample(images: Tensor, frames: Tensor, size: tuple[int, int], fill: str) -> Tensor:
+def framed(images: Tensor, frames: Tensor, size: tuple[int, int], fill: str) -> Tensor:
     """What each image shows through its frame, an affine map (N, 2, 3) as `_warps` has it, in pixels of `size` (height,
     width) and the images' layout."""
     height, width = size

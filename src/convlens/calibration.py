@@ -150,6 +150,18 @@ def expected_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
     return gaps.abs().sum().item() / len(confidence)
 
 
+def selective(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every confidence that occurs, rising, with the accuracy of the answers that have it or more and their share of
+    all, float64 each; `confidence` float64 (N,), `right` bool (N,)."""
+    confidence, order = confidence.sort(descending=True)
+    kept = torch.arange(1, len(confidence) + 1)
+    accuracy = right[order].double().cumsum(0) / kept
+    last = torch.ones(len(confidence), dtype=torch.bool)
+    last[:-1] = confidence[1:] < confidence[:-1]  # no threshold parts equal answers
+    confidence, accuracy, kept = (values[last].flip(0) for values in (confidence, accuracy, kept))
+    return confidence, accuracy, kept.double() / len(right)
+
+
 def accuracy_curve(confidence: Tensor, right: Tensor, points: int = POINTS) -> tuple[OperatingPoint, ...]:
     """The thresholds at which accuracy reaches a new height, from 0 on; `confidence` float64 (N,), `right` bool (N,).
 
@@ -157,12 +169,7 @@ def accuracy_curve(confidence: Tensor, right: Tensor, points: int = POINTS) -> t
     answer left out and the least sure one kept, so that rounding does not move an image across. Where there are more
     than `points` of them, every so many are kept, the first and the last among them.
     """
-    confidence, order = confidence.sort(descending=True)
-    kept = torch.arange(1, len(confidence) + 1)
-    accuracy = right[order].double().cumsum(0) / kept
-    last = torch.ones(len(confidence), dtype=torch.bool)
-    last[:-1] = confidence[1:] < confidence[:-1]  # no threshold parts equal answers
-    confidence, accuracy, kept = (values[last].flip(0) for values in (confidence, accuracy, kept))
+    confidence, accuracy, coverage = selective(confidence, right)
     below = confidence.roll(1)
     between = (below + confidence) / 2
     threshold = torch.where(between > below, between, confidence)  # neighbours in floating point have no middle
@@ -173,7 +180,6 @@ def accuracy_curve(confidence: Tensor, right: Tensor, points: int = POINTS) -> t
     chosen = rises.nonzero().flatten()
     if len(chosen) > points:
         chosen = chosen[torch.linspace(0, len(chosen) - 1, points).long()]
-    coverage = kept.double() / len(right)
     columns = (values[chosen].tolist() for values in (threshold, accuracy, coverage))
     return tuple(OperatingPoint(*point) for point in zip(*columns, strict=True))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of 
     from .evaluation import Metrics
     from .predict import Prediction
     from .recipe import Recipe
+    from .robust import Robustness
     from .summary import Summary
     from .training import Position
     from .tune import Trial
@@ -119,6 +120,23 @@ def decoding() -> Callable[[int, int], None]:
     return progress
 
 
+def corrupting() -> Callable[[int, int], None] | None:
+    """On a terminal a bar of how many corruptions are measured, of how many; elsewhere None."""
+    if not sys.stderr.isatty():
+        return None
+    bar = Progress(TextColumn("corrupting"), BarColumn(bar_width=30), MofNCompleteColumn(), console=err, transient=True)
+    task = bar.add_task("")
+    bar.start()
+    atexit.register(bar.stop)  # also where it ends by an error: the terminal gets its cursor back
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
+
+    return progress
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 5 s`, `1 h 12 min`."""
     if not math.isfinite(seconds):
@@ -147,6 +165,16 @@ def calibration_line(found: dict[str, Any]) -> str:
         eces = [f"{found[name]['ece']:.2%} -> {found[name]['ece_calibrated']:.2%} on {name}" for name in splits]
     head = found["note"] or f"temperature {found['temperature']:.3g}"
     return f"{head}: ECE {', '.join(eces)}"
+
+
+def robustness_table(found: Robustness) -> None:
+    """A line a corruption: the accuracy that each strength leaves, and their mean."""
+    of = f"all {found.of:,}" if found.images == found.of else f"{found.images:,} of {found.of:,}"
+    strengths = [str(i + 1) for i in range(len(found.rows[0].accuracy))]
+    rows = [(row.corruption, *(f"{share:.2%}" for share in row.accuracy), f"{row.mean:.2%}") for row in found.rows]
+    out.print(f"\naccuracy under corruptions of five strengths, on {of} test images")
+    print_table("", ("corruption", *strengths, "mean"), rows, (*strengths, "mean"))
+    out.print(f"mean of all {found.mean:.2%}, clean {found.clean:.2%}")
 
 
 def counted(rows: Iterable[Prediction], counts: Counter[str], bar: bool) -> Iterator[Prediction]:

@@ -200,6 +200,16 @@ FeatureMaps = Annotated[
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]
+Corruptions = Annotated[
+    bool, typer.Option("--corruptions", help="Also under eight corruptions (noise, blur, JPEG, ...) at five strengths.")
+]
+Sample = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="With --corruptions: on N of the test images only.")
+]
+PlotsFolder = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="FOLDER", help="Draw calibration, coverage and corruptions into this folder."),
+]
 Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many classes a picture.")]
 Threshold = Annotated[
     float | None, typer.Option("--threshold", min=0, max=1, metavar="P", help="Say unknown below this probability.")
