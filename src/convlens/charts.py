@@ -9,11 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from markupsafe import Markup
 
-LEFT, RIGHT, TOP, BELOW = 50.0, 14.0, 12.0, 38.0  # margins around the plot, in the SVG's own pixels
+LEFT, RIGHT, TOP, BELOW = 50.0, 22.0, 12.0, 38.0  # margins around the plot, in the SVG's own pixels
 DOTS = 40  # points of a series above which markers would run into one another
+COLOURS = 10  # of groups of points; what comes behind them begins anew
+CROSS = "m-4-4 8 8m0-8-8 8"
 MARKERS = (  # around the origin
     Markup('<circle r="3.5"/>'),
     Markup('<rect x="-3.2" y="-3.2" width="6.4" height="6.4"/>'),
@@ -108,6 +111,56 @@ def chart(
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, f"{title}: {y.label} / {x.label}", Markup("").join(parts)
     )
+
+
+def scatter(
+    title: str,
+    groups: Sequence[tuple[str, Sequence[tuple[float, float, bool, str]]]],
+    size: tuple[int, int] = (720, 460),
+) -> Markup:
+    """Points (x, y, marked, words) of several groups, each group's name where its median lies: a dot, or a cross where
+    it is marked; the words are shown while one hovers."""
+    width, height = size
+    points = [point for _, members in groups for point in members]
+    across, up = (_scale(Axis(""), [point[i] for point in points]) for i in (0, 1))
+    parts, names = [], list[tuple[float, float, str]]()
+    for number, (name, members) in enumerate(groups):
+        spots = [
+            (
+                (x - across[0]) / (across[1] - across[0]) * width,
+                height - (y - up[0]) / (up[1] - up[0]) * height,
+            )
+            for x, y, _, _ in members
+        ]
+        marks = [
+            Markup('<path class="{}" d="M{:.1f} {:.1f}{}" data-tip="{}"/>').format(
+                "cross" if marked else "dot", x, y, CROSS if marked else "h0", words
+            )
+            for (x, y), (_, _, marked, words) in zip(spots, members, strict=True)
+        ]
+        parts.append(Markup('<g class="g{}">{}</g>').format(number % COLOURS, Markup("").join(marks)))
+        if spots and name:
+            names.append((median(x for x, _ in spots), median(y for _, y in spots), name))
+    return Markup('<svg class="chart scatter" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>').format(
+        width,
+        height,
+        title,
+        Markup("").join(parts),
+        Markup("").join(_text(x, y, "middle", name) for x, y, name in _apart(names)),
+    )
+
+
+def _apart(
+    names: list[tuple[float, float, str]], letter: float = 11.0, line: float = 22.0
+) -> list[tuple[float, float, str]]:
+    """Words around (x, y), from top to bottom, each moved down until it covers none of those before."""
+    placed: list[tuple[float, float, str]] = []
+    for x, y, name in sorted(names, key=lambda name: name[1]):
+        for other_x, other_y, other in sorted(placed, key=lambda name: name[1]):
+            if abs(x - other_x) < letter * (len(name) + len(other)) / 2 and abs(y - other_y) < line:
+                y = other_y + line
+        placed.append((x, y, name))
+    return placed
 
 
 def _text(x: float, y: float, anchor: str, words: str) -> Markup:

@@ -25,7 +25,6 @@ LAYERS = 6  # whose maps are shown, from the first to the last
 MAPS = 8  # of a layer
 ON_THE_MAP = 1000  # test images, from all over the split
 EXPLAINED = 6  # mistakes
-METHODS = ("grad-cam", "integrated-gradients")
 
 Say = Callable[..., str]
 
@@ -101,8 +100,10 @@ def _layer(found: RankedLayer, image: int, size: torch.Size) -> dict[str, Any]:
                 "channel": channel,
                 "score": float(found.scores[image, channel]),
                 "src": map_tile(maps[channel], low, high),
-                # what the channel saw where it fired most, in percent of the image
-                "sees": [round(100 * part, 1) for part in (top / size[0], left / size[1], bottom / size[0], right / size[1])],
+                # what it saw where it fired most: top, left, bottom and right in percent of the image
+                "sees": [
+                    f"{100 * part:.1f}" for part in (top / size[0], left / size[1], bottom / size[0], right / size[1])
+                ],
             }
         )
     kind = type(found.layer).__name__ + (f" + {found.activation}" if found.activation else "")
@@ -126,15 +127,19 @@ def _map(model: nn.Module, data: Data, outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _mistake(model: nn.Module, data: Data, outcomes: Outcomes, place: int) -> dict[str, Any]:
-    """What spoke for the class that was said and against the true one, and the reverse: the two signs of one
-    attribution to the difference of their logits, on one scale."""
+    """What spoke for the class that was said, and what for the true one: Grad-CAM of each of them, and integrated
+    gradients of the difference of their logits, of which each sign speaks for one of the two."""
     image = data.test.at(slice(place, place + 1))
     said, truth = int(outcomes.predicted[place]), int(outcomes.labels[place])
-    rows = []
-    for method in METHODS:
-        (found,) = attribute(model, image, method, target=said, against=truth)
-        largest = float(found.heat.abs().max())
-        rows.append((method, [heat_overlay(image[0], sign * found.heat, largest) for sign in (1, -1)]))
+    maps = [attribute(model, image, "grad-cam", target=label)[0].heat.clamp(min=0) for label in (said, truth)]
+    (both,) = attribute(model, image, "integrated-gradients", target=said, against=truth)
+    largest = both.heat.abs().max().clamp(min=1e-12)
+    # the root shows what is weak, too: a few pixels hold most of what integrated gradients find
+    parts = [(sign * both.heat / largest).clamp(min=0).sqrt() for sign in (1, -1)]
+    rows = [
+        ("Grad-CAM", [heat_overlay(image[0], heat / heat.max().clamp(min=1e-12)) for heat in maps]),
+        ("Integrated gradients", [heat_overlay(image[0], part) for part in parts]),
+    ]
     return {**_head(outcomes, place, image[0]), "rows": rows}
 
 

@@ -15,6 +15,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from . import __version__
+from .corruptions import CORRUPTIONS, STRENGTHS
 from .data import Data
 from .errors import UserError
 from .files import write_whole
@@ -22,8 +23,9 @@ from .inside import inside
 from .intervals import wilson
 from .modelfile import ModelFile
 from .outcomes import Outcomes, read_outcomes
-from .pagecharts import training_charts
+from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts
 from .repeating import repeating_command
+from .robust import robustness
 from .run import Run
 from .thumbnails import LONGEST, heat_tile, thumbnail
 
@@ -34,6 +36,8 @@ IN_A_CELL = 24  # images of a cell at most
 PIXELS = 3_000_000  # of all images that cells show, together: some 2 MB
 SHOWN = 24  # of the worst mistakes, and of the surest right answers
 SMOOTH = 48  # pixels of a side from which on images are shown smoothly rather than pixel by pixel
+HARMED, LEAST_HARMED = 1000, 100  # test images that are corrupted
+ARITHMETIC = 1e12  # multiply-adds that this may take: half a minute on two processors
 GRID = 8  # training images a class
 FILTERS: dict[str, Callable[[float], str]] = {
     "n": "{:,}".format,
@@ -124,6 +128,8 @@ def page(sources: Sources, language: str = "en") -> str:
         "grid": _grid(data) if data else [],
         "charts": training_charts(history, say),
         "results": None,
+        "trust": [],
+        "robustness": None,
         "inside": None,
     }
     album: dict[str, Any] = {"classes": classes, "cells": {}, "pictures": {}, "words": _words(say)}
@@ -135,9 +141,16 @@ def page(sources: Sources, language: str = "en") -> str:
         found |= {"metrics": metrics, "interval": wilson(right, test["images"])}
         pictures = _Pictures(outcomes, data)
         shown["results"] = _results(outcomes, test, pictures, album)
+        shown["trust"] = trust_charts(outcomes, metrics["calibration"]["temperature"], say)
         if file:
-            shown["inside"] = inside(file, data, outcomes, say)
-            found["layers"] = shown["inside"]["summary"].to_dict()
+            seen = inside(file, data, outcomes, say)
+            if seen["map"]:
+                seen["map"] |= {"chart": map_chart(seen["map"], classes, len(classes) <= MATRIX, say)}
+            shown["inside"], found["layers"] = seen, seen["summary"].to_dict()
+            if data and (limit := _harmed(seen["summary"].macs, len(data.test))):
+                robust = robustness(file.model, data.test, limit)
+                shown["robustness"] = {"found": robust, "charts": robustness_charts(robust, say)}
+                found["robustness"] = robust.to_dict()
     script = jinja.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return jinja.get_template("report.html").render(
@@ -155,6 +168,12 @@ def _json(value: Any) -> str:
     """JSON for the inside of a <script>, which ends at the first `</script` and knows no other escape."""
     text = json.dumps(value, allow_nan=False)  # all but ASCII is escaped, also what of a file's name is not UTF-8
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _harmed(macs: int, images: int) -> int:
+    """How many test images are harmed in every way; 0 where a network is too large for as many as tell anything."""
+    count = min(HARMED, int(ARITHMETIC / max(macs, 1) / (1 + len(CORRUPTIONS) * len(STRENGTHS))))
+    return count if count >= min(LEAST_HARMED, images) else 0
 
 
 def _counts(run: Run, data: Data | None, classes: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -39,7 +39,7 @@ def filter_tile(weights: Tensor) -> str:
     values = weights.numpy()
     if len(values) == 3:
         return uri(_last(_bytes(values / max(np.abs(values).max(), 1e-12) * 127.5 + 127.5)), exact=True)
-    return uri(signed(values.mean(0)), exact=True)
+    return uri(_signed(values.mean(0)), exact=True)
 
 
 def map_tile(values: Tensor, low: float, high: float) -> str:
@@ -52,17 +52,16 @@ def heat_tile(shares: Tensor) -> str:
     return uri(_bytes(255 + shares.numpy()[..., None] * (np.array([8, 48, 107]) - 255)), exact=True)
 
 
-def heat_overlay(image: Tensor, heat: Tensor, largest: float) -> str:
-    """The positive part of `heat` (H, W) over the image (C, H, W), grayed and dimmed: orange where it is `largest`."""
+def heat_overlay(image: Tensor, share: Tensor) -> str:
+    """`share` (H, W) in 0..1 over the image (C, H, W), grayed and dimmed: orange where it is 1."""
     pixels = image.cpu().float().numpy()
     gray = 40 + 0.45 * pixels.mean(0)[..., None].repeat(3, axis=2)
-    share = (heat.numpy().clip(min=0) / max(largest, 1e-12))[..., None] ** 0.5  # the root shows what is weak, too
-    return _shrunk(_bytes(gray + share * (HOT - gray)))
+    return _shrunk(_bytes(gray + share.numpy()[..., None] * (HOT - gray)))
 
 
-def signed(values: np.ndarray, high: float | None = None) -> np.ndarray:
-    """(H, W) -> uint8 (H, W, 3): blue below zero, white at it, red above; `high` is the largest that is told apart."""
-    share = np.clip(values / (high or np.abs(values).max() or 1), -1, 1)[..., None]
+def _signed(values: np.ndarray) -> np.ndarray:
+    """(H, W) -> uint8 (H, W, 3): blue below zero, white at it, red above."""
+    share = (values / (np.abs(values).max() or 1))[..., None]
     ends = np.where(share < 0, BLUE, RED)
     return _bytes(255 + np.abs(share) * (ends - 255))
 

@@ -77,13 +77,21 @@ for (const button of document.querySelectorAll("th > button"))
     body.append(...[...body.rows].sort((a, b) => (rising ? order(a, b) : order(b, a))));
   });
 
-// The values of a chart's column
+// The values of a chart's column; and the part of the image that a map fires at
+const box = make("div", "box");
 const tip = make("div", "tip");
 tip.hidden = true;
 document.body.append(tip);
 document.addEventListener("pointermove", (event) => {
   const text = event.target instanceof Element && event.target.closest("[data-tip]")?.dataset.tip;
   tip.hidden = !text;
+  box.remove();
+  const sees = event.target instanceof Element && event.target.closest("[data-sees]");
+  if (sees) {
+    const [top, left, bottom, right] = sees.dataset.sees.split(",").map(Number);
+    Object.assign(box.style, { top: `${top}%`, left: `${left}%`, height: `${bottom - top}%`, width: `${right - left}%` });
+    sees.closest(".example").querySelector(".seen").append(box);
+  }
   if (!text) return;
   tip.textContent = text;
   const { width, height } = tip.getBoundingClientRect();
