@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import convlens as api
+from convlens.attribution import METHODS
 
 SMALL = ("--limit", "600", "--epochs", "2", "-b", "64")
 
@@ -120,6 +121,47 @@ def test_explain_draws_every_convolution(trained, convlens, tmp_path) -> None:
     assert result.stdout.startswith("test:3: ")
     assert len(list((tmp_path / "test-3").glob("maps-*.png"))) == 4
     assert "numbered from 0" in sentence(convlens("explain", path, "test:100000"), 2)
+
+
+def test_explain_answers_with_attributions(trained, convlens, tmp_path) -> None:
+    path, _, _ = trained
+    asked = ("explain", path, "test:3", "test:4", "--no-feature-maps", "--out", tmp_path)
+    result = convlens(*asked, "--class", "7", "--against", "1", "--method", "all", "--json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert [row["image"] for row in rows] == ["test:3", "test:4"]
+    for row in rows:
+        assert row["truth"] == "0"
+        assert 0 < row["probability"] <= 1
+        assert [found["method"] for found in row["attributions"]] == list(METHODS)
+        for found in row["attributions"]:
+            assert (found["class"], found["against"]) == ("7", "1")
+            assert Path(found["file"]).read_bytes().startswith(b"\x89PNG")
+            assert bool(found["layer"]) == (found["method"] == "grad-cam")
+        assert row["attributions"][-1]["settings"] == {"baseline": [33.33], "window": 4, "stride": 2}
+    layer = rows[0]["attributions"][3]["layer"]
+
+    usual = convlens(*asked)
+    assert [line.split(":")[0] for line in usual.stdout.splitlines() if not line.startswith(" ")] == ["test", "test"]
+    assert len(list((tmp_path / "test-4").glob("*.png"))) == 5 + 3
+    assert f"Grad-CAM at {layer}" in usual.stdout
+    assert "did you mean 'grad-cam'?" in sentence(convlens(*asked, "--method", "gradcam"), 2)
+    assert "no class 12" in sentence(convlens(*asked, "--class", "12"), 2)
+    assert "held against itself" in sentence(convlens(*asked, "--class", "1", "--against", "1"), 2)
+    assert f"did you mean {layer!r}?" in sentence(convlens(*asked, "--layer", layer + "0"), 2)
+    assert "has no maps" in sentence(convlens(*asked, "--layer", "network.classifier"), 2)
+    assert "add --method grad-cam" in sentence(convlens(*asked, "--layer", layer, "--method", "saliency"), 2)
+    assert "--method none was given" in sentence(convlens(*asked, "--class", "1", "--method", "none"), 2)
+
+
+def test_explain_without_captum_draws_what_it_can(trained, convlens, tmp_path, monkeypatch) -> None:
+    path, _, _ = trained
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    result = convlens("explain", path, "test:3", "--out", tmp_path)
+    assert result.returncode == 0
+    assert "pip install 'convlens[explain]'" in result.stderr
+    assert len(list((tmp_path / "test-3").glob("maps-*.png"))) == 4
+    assert "pip install 'convlens[explain]'" in sentence(convlens("explain", path, "test:3", "--method", "saliency"), 2)
 
 
 def test_lists_and_tables(convlens, tmp_path) -> None:

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DATASETS": "datasets",
+    "Attribution": "attribution",
     "Data": "data",
     "DatasetSpec": "datasets",
     "Epoch": "training",
@@ -24,6 +25,7 @@ _HOME = {
     "Run": "run",
     "Split": "splits",
     "UserError": "errors",
+    "attribute": "attribution",
     "build": "models",
     "capture": "explain",
     "check": "checking",
@@ -42,6 +44,7 @@ __all__ = [
     "DATASETS",
     "MODELS",
     "RECIPES",
+    "Attribution",
     "Data",
     "DatasetSpec",
     "Epoch",
@@ -53,6 +56,7 @@ __all__ = [
     "Split",
     "UserError",
     "__version__",
+    "attribute",
     "build",
     "capture",
     "check",

@@ -8,11 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from . import flags
 from .errors import GATE, USAGE, UserError, unknown
+
+if TYPE_CHECKING:  # torch is not imported for a page of help
+    from torch import Tensor
+
+    from .modelfile import ModelFile
+    from .run import Run
 
 
 def evaluate(
@@ -68,45 +75,118 @@ def evaluate(
 def explain(
     run: flags.RunPath,
     images: flags.Images,
+    method: flags.Method = None,
+    target: flags.Explained = None,
+    against: flags.Against = None,
+    layer: flags.Layer = None,
     feature_maps: flags.FeatureMaps = True,
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     out: flags.OutOrNone = None,
+    as_json: flags.Json = False,
 ) -> None:
-    """See what every layer makes of an image."""
-    import torch
-
-    from .console import decoding, err
+    """See what every layer makes of an image, and which pixels speak for a class, or for it and not for another."""
+    from .attribution import attribute
     from .gallery import draw_feature_maps
-    from .images import preprocess
+    from .overlays import draw_attributions, settings_line, title
     from .predict import Predictor
     from .run import Run
 
+    methods = _methods(method, layer, target or against)
     opened = Run.open(run)
     file = opened.model_file(model)
-    predictor, data, used = Predictor(file), None, set[str]()
+    predictor, rows = Predictor(file), []
+    for given, name, image, truth in _images(images, opened, file, data_dir):
+        folder = (out or opened.path / "explain") / name
+        probabilities = predictor.probabilities(image[None])[0]
+        best = int(probabilities.argmax())
+        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){f', is {truth}' if truth else ''}"
+        found = [
+            attribute(
+                file.model,
+                image[None],
+                each,
+                target,
+                against,
+                classes=file.classes,
+                layer=layer if each == "grad-cam" else None,
+                temperature=file.calibration.temperature,
+            )[0]
+            for each in methods
+        ]
+        drawn = draw_attributions(folder, image, found, file.classes, truth)
+        maps = draw_feature_maps(folder, file.model, image, caption) if feature_maps else []
+        rows.append(
+            {
+                "image": given,
+                "class": file.classes[best],
+                "probability": float(probabilities[best]),
+                "truth": truth,
+                "attributions": [
+                    {**one.to_dict(file.classes), "file": str(path)} for one, path in zip(found, drawn, strict=True)
+                ],
+                "feature_maps": [str(path) for path in maps],
+            }
+        )
+        if not as_json:
+            print(f"{given}: {caption}")
+            for one, path in zip(found, drawn, strict=True):
+                print(f"  {path}: {title(one, file.classes)}, {settings_line(one)}")
+            for path in maps:
+                print(f"  {path}")
+    if as_json:
+        print(json.dumps(rows))
+
+
+def _methods(asked: list[str] | None, layer: str | None, question: str | None) -> list[str]:
+    """The methods that the flags name; where they name none the usual ones, and none of those where there is no
+    captum."""
+    from .attribution import METHODS, USUAL, require_captum
+    from .console import err
+
+    if asked is None and not layer and not question:
+        try:
+            require_captum()
+        except UserError as error:
+            err.print(f"convlens: {error}")
+            return []
+    chosen = [name for each in asked or USUAL for name in (METHODS if each == "all" else (each,)) if each != "none"]
+    for name in chosen:
+        if name not in METHODS:
+            raise unknown("method", name, [*METHODS, "all", "none"])
+    if layer and "grad-cam" not in chosen:
+        raise UserError("--layer says where grad-cam looks: add --method grad-cam")
+    if question and not chosen:
+        raise UserError("--class and --against are for a method, and --method none was given")
+    return list(dict.fromkeys(chosen))
+
+
+def _images(
+    images: list[str], run: Run, file: ModelFile, data_dir: Path | None
+) -> Iterator[tuple[str, str, Tensor, str | None]]:
+    """Each image as it was given: the name of its folder, its pixels uint8 (C, H, W), and its class if known."""
+    import torch
+
+    from .console import decoding
+    from .images import preprocess
+
+    data, used = None, set[str]()
     for given in images:
         split, _, number = given.partition(":")
+        truth = None
         if split in ("train", "val", "test") and number.isdecimal():
-            data = data or opened.load_data(data_dir, decoding())
+            data = data or run.load_data(data_dir, decoding())
             part = getattr(data, split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
-            truth = f", is {file.classes[int(part.labels[int(number)])]}"
+            truth = file.classes[int(part.labels[int(number)])]
         else:
-            image, name, truth = torch.from_numpy(preprocess(given, file.input)), Path(given).stem, ""
+            image, name = torch.from_numpy(preprocess(given, file.input)), Path(given).stem
         while name in used:  # two folders may each have a 1.png
             name += "-again"
         used.add(name)
-        probabilities = predictor.probabilities(image[None])[0]
-        best = int(probabilities.argmax())
-        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){truth}"
-        print(f"{given}: {caption}")
-        if feature_maps:
-            folder = (out or opened.path / "explain") / name
-            drawn = draw_feature_maps(folder, file.model, image, caption)
-            err.print(f"{len(drawn)} pictures in {folder}")
+        yield given, name, image, truth
 
 
 def report(

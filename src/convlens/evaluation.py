@@ -51,13 +51,14 @@ class Metrics:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the `with` the model is in evaluation mode; afterwards in the one it was in, also after an error."""
-    mode = model.training
+    """Evaluation mode inside the `with`; then every layer has its own mode again, also where they differed."""
+    modes = {layer: layer.training for layer in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(mode)
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 def logits_of(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only  # torch has no public name for it
 
 from .errors import UserError, unknown
 from .evaluation import evaluating
@@ -15,23 +18,40 @@ from .models.sizes import WINDOWED, formula, windows
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def capture(model: nn.Module, layers: Iterable[str], gradients: bool = False) -> Iterator[dict[str, Any]]:
     """Inside the `with`, every forward pass puts the named layers' outputs into the dict, in the order in which they
     ran.
 
-    No hook stays on the model, also after an error. A layer that runs twice in a pass keeps its last output.
+    With `gradients` each keeps its own: after `logits[0, 3].backward()` the gradient is `outputs[name].grad`, also
+    where the weights are frozen; `torch.autograd.grad(logits[0, 3], outputs[name])` leaves those of the weights alone.
+    An output is recorded as it left the layer, whatever a layer behind changes in place; a tuple, list or dict of
+    tensors as such. A layer that runs twice in a pass keeps its last output, and that one's gradient. Under autocast
+    outputs have its precision. What was compiled by torch.compile before is computed without it inside the `with`:
+    compiled code does not meet hooks that came later.
+
+    No hook stays on the model, also after an error.
 
     Raises:
-        UserError: a layer that the model does not have.
+        UserError: a layer that the model does not have; a forward pass under `torch.no_grad()` with `gradients`.
     """
-    modules = dict(model.named_modules())
-    outputs: dict[str, Tensor] = {}
+    modules = layers_of(model)
+    outputs: dict[str, Any] = {}
     handles = []
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def kept(output: Tensor) -> Tensor:
+        if gradients and output.is_floating_point():
+            if not output.requires_grad:  # a tensor of our own: the output may be the caller's own image
+                output = output.detach().requires_grad_()
+            output.retain_grad()
+        return output
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if gradients and not torch.is_grad_enabled():
+                raise UserError("gradients need a forward pass outside torch.no_grad() and torch.inference_mode()")
             outputs.pop(name, None)
-            outputs[name] = output
+            outputs[name] = tree_map_only(Tensor, kept, output)
+            return tree_map_only(Tensor, torch.clone, outputs[name])  # a ReLU in place changes this one
 
         return hook
 
@@ -40,10 +60,25 @@ def capture(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tenso
             if name not in modules:
                 raise unknown("layer", name, [n for n in modules if n])
             handles.append(modules[name].register_forward_hook(record(name)))
-        yield outputs
+        with uncompiled():
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by name, the model itself by ""; torch.compile does not change the names."""
+
+    def plain(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+    return {plain(name): layer for name, layer in model.named_modules()}
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside the `with`, what torch.compile made is computed without it. Costs nothing where nothing was compiled."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -59,7 +94,7 @@ class FeatureMap:
 def feature_maps(model: nn.Module, image: Tensor, convolutions_only: bool = False) -> list[FeatureMap]:
     """The maps of every convolution and pooling for one image uint8 (C, H, W), in the order in which they ran."""
     kinds = nn.Conv2d if convolutions_only else WINDOWED
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = {name: layer for name, layer in layers_of(model).items() if isinstance(layer, kinds)}
     heights: dict[str, int] = {}
     handles = [
         layer.register_forward_pre_hook(lambda _, x, n=name: heights.__setitem__(n, x[0].shape[-2]))

@@ -197,6 +197,23 @@ Formula = Annotated[bool, typer.Option("--formula", help="The output-size formul
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
 ]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="M",
+        help="saliency, input-x-gradient, integrated-gradients, grad-cam, occlusion, all or none; repeatable. "
+        "[default: grad-cam, integrated-gradients, occlusion]",
+    ),
+]
+Explained = Annotated[
+    str | None,
+    typer.Option("--class", metavar="C", help="The class to explain, by name or number. [default: the answer]"),
+]
+Against = Annotated[str | None, typer.Option("--against", metavar="C", help="Why that class and not this one.")]
+Layer = Annotated[
+    str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last convolution with maps]")
+]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]
