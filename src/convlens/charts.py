@@ -122,7 +122,7 @@ def scatter(
     it is marked; the words are shown while one hovers."""
     width, height = size
     points = [point for _, members in groups for point in members]
-    across, up = (_scale(Axis(""), [point[i] for point in points]) for i in (0, 1))
+    across, up = _scale(Axis(""), [x for x, *_ in points]), _scale(Axis(""), [y for _, y, *_ in points])
     parts, names = [], list[tuple[float, float, str]]()
     for number, (name, members) in enumerate(groups):
         spots = [

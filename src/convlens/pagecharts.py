@@ -63,7 +63,11 @@ def trust_charts(outcomes: Outcomes, temperature: float, say: Say) -> list[Title
         before = reliability_bins(torch.from_numpy(outcomes.before(temperature)), right)
         tables.insert(0, (say("before calibration"), before, 1))
     series = [
-        Series(name, [(b.confidence, b.accuracy) for b in bins if b.confidence is not None], style)
+        Series(
+            name,
+            [(b.confidence, b.accuracy) for b in bins if b.confidence is not None and b.accuracy is not None],
+            style,
+        )
         for name, bins, style in tables
     ]
     columns = [

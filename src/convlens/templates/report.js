@@ -70,8 +70,10 @@ for (const button of document.querySelectorAll("th > button"))
     const rising = heading.getAttribute("aria-sort") === "descending";
     const column = heading.cellIndex;
     const body = heading.closest("table").tBodies[0];
-    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const order = (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
+    const cell = (row) => row.cells[column];
+    const order = (a, b) =>
+      cell(a).dataset.value ? cell(a).dataset.value - cell(b).dataset.value
+        : cell(a).textContent.localeCompare(cell(b).textContent, undefined, { numeric: true });
     for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", rising ? "ascending" : "descending");
     body.append(...[...body.rows].sort((a, b) => (rising ? order(a, b) : order(b, a))));
