@@ -30,11 +30,13 @@ LAYERS = [
         "confidence",
         "robust",
         "attribution",
+        "receptive",
         "summary",
     ],
     [
         "plots",
         "trustplots",
+        "drawing",
         "gallery",
         "overlays",
         "run",
@@ -55,7 +57,7 @@ LAYERS = [
         "checking",
     ],
     ["predict", "trial", "bench", "tune", "checkpage"],
-    ["console", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
+    ["console", "layertable", "session", "flags", "looking", "learning", "answering", "cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of 
     from .predict import Prediction
     from .recipe import Recipe
     from .robust import Robustness
-    from .summary import Summary
     from .training import Position
     from .tune import Trial
 
@@ -304,32 +303,3 @@ def check_report(report: Report, shown: int) -> None:
         f"\nerrors: {kinds['error']}, warnings: {kinds['warning']}, notes: {kinds['note']}; "
         f"{duration(report.seconds)}{labels}"
     )
-
-
-def summary_table(summary: Summary, name: str, with_formula: bool) -> None:
-    """The layer table, its totals last."""
-    columns = [
-        "layer",
-        "kind",
-        "kernel",
-        "stride",
-        "padding",
-        "output",
-        "parameters",
-        "multiply-adds",
-        "receptive field",
-    ]
-    rows = []
-    for row in summary.rows:
-        sees = "all" if row.receptive_field is None else f"{row.receptive_field} x {row.receptive_field}"
-        cells = [row.name.removeprefix("network."), row.kind, row.kernel, row.stride, row.padding]
-        cells += [" x ".join(map(str, row.output)), f"{row.parameters:,}" if row.parameters else ""]
-        cells += [f"{row.macs:,}" if row.macs else "", sees]
-        rows.append([*cells, row.formula] if with_formula else cells)
-    total = ["total", "", "", "", "", "", f"{summary.parameters:,}", f"{summary.macs:,}", ""]
-    rows.append([*total, ""] if with_formula else total)
-    if with_formula:
-        columns.append("output height = floor((n + 2·padding - kernel) / stride) + 1")
-    channels, height, width = summary.input
-    title = f"{name} on {height} x {width} images of {channels} channel{'s' if channels > 1 else ''}"
-    print_table(title, columns, rows, columns[2:9])

@@ -194,6 +194,9 @@ Size = Annotated[
 Channels = Annotated[int | None, typer.Option("--channels", help="1 or 3. [default: 1 for the MNIST networks, else 3]")]
 Classes = Annotated[int, typer.Option("--classes", min=2, help="How many.")]
 Formula = Annotated[bool, typer.Option("--formula", help="The output-size formula with every layer's numbers.")]
+Draw = Annotated[
+    Path | None, typer.Option("--draw", metavar="FILE", help="A .png or .svg of the network, its boxes to scale.")
+]
 FeatureMaps = Annotated[
     bool, typer.Option("--feature-maps/--no-feature-maps", help="Draw the maps of every convolution.")
 ]

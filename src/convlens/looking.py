@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from . import flags
-from .errors import GATE, UserError
+from .errors import GATE, UserError, unknown
 
 
 def datasets(data_dir: flags.DataDir = None, as_json: flags.Json = False) -> None:
@@ -188,15 +188,19 @@ def summary(
     channels: flags.Channels = None,
     classes: flags.Classes = 10,
     formula: flags.Formula = False,
+    draw: flags.Draw = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Every layer: kernel, stride, padding, output, parameters, multiply-adds, receptive field."""
-    from .console import summary_table
+    """Every layer: kernel, stride, padding, output, parameters, multiply-adds, memory, receptive field; as a drawing
+    with --draw."""
+    from .layertable import summary_table
     from .models import MODELS, build
     from .recipes import RECIPES
     from .run import Run
     from .summary import summarize
 
+    if draw and draw.suffix not in (".png", ".svg"):
+        raise unknown("ending of the drawing", draw.suffix, (".png", ".svg"))
     title = model
     if model not in MODELS and model not in RECIPES and Path(model).is_dir():
         file = Run.open(model).model_file(builder)
@@ -215,3 +219,10 @@ def summary(
         print(json.dumps(found.to_dict()))
     else:
         summary_table(found, title, formula)
+    if draw:
+        from .console import err
+        from .drawing import network
+        from .plots import save
+
+        high, wide = found.input[1:]
+        err.print(f"drawn in {save(network(found, f'{title} on images of {high} x {wide} pixels'), draw)}")

@@ -43,11 +43,12 @@ def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: 
 
 
 def save(axes: Axes, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure that `axes` stands in as a PNG, cut to what is drawn, whole or not at all."""
+    """Write the figure that `axes` stands in, as its ending says (.png or .svg), cut to what is drawn, whole or not at
+    all."""
     figure, buffer = _figure(axes), io.BytesIO()
     # What is drawn is measured here, and a long title not cut off: for "tight" matplotlib would draw everything twice
     box = figure.get_tightbbox().padded(0.1) if figure.get_layout_engine() is None else "tight"
-    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches=box)
+    figure.savefig(buffer, dpi=dpi, format=path.suffix[1:], bbox_inches=box)
     write_whole(path, buffer.getvalue())
     return path
 
