@@ -128,7 +128,7 @@ def test_explain_answers_with_attributions(trained, convlens, tmp_path) -> None:
     asked = ("explain", path, "test:3", "test:4", "--no-feature-maps", "--out", tmp_path)
     result = convlens(*asked, "--class", "7", "--against", "1", "--method", "all", "--json")
     assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)
+    rows = json.loads(result.stdout)["images"]
     assert [row["image"] for row in rows] == ["test:3", "test:4"]
     for row in rows:
         assert row["truth"] == "0"
@@ -152,6 +152,18 @@ def test_explain_answers_with_attributions(trained, convlens, tmp_path) -> None:
     assert "has no maps" in sentence(convlens(*asked, "--layer", "network.classifier"), 2)
     assert "add --method grad-cam" in sentence(convlens(*asked, "--layer", layer, "--method", "saliency"), 2)
     assert "--method none was given" in sentence(convlens(*asked, "--class", "1", "--method", "none"), 2)
+
+
+def test_explain_draws_what_the_network_wants_to_see(trained, convlens, tmp_path) -> None:
+    path, _, _ = trained
+    result = convlens("explain", path, "--wishes", "--out", tmp_path, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["images"] == []
+    assert [Path(file).name for file in found["wishes"]["files"]] == ["class-means.png", "wishes.png"]
+    assert all(Path(file).read_bytes().startswith(b"\x89PNG") for file in found["wishes"]["files"])
+    assert set(found["wishes"]["settings"]) == {"steps", "rate", "jitter", "blur", "seed"}
+    assert "name an image" in sentence(convlens("explain", path), 2)
 
 
 def test_explain_without_captum_draws_what_it_can(trained, convlens, tmp_path, monkeypatch) -> None:

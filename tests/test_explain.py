@@ -84,6 +84,128 @@ def test_gradients_flow_through_what_is_captured(lenet: nn.Module, images: Tenso
     assert grad.abs().sum() > 0
 
 
+def test_gradients_are_those_of_autograd(lenet: nn.Module, images: Tensor) -> None:
+    names = ["network.features.0", "network.features.3", "network.classifier.5"]
+    with capture(lenet, names) as plain:
+        expected = torch.autograd.grad(lenet(images)[:, 3].sum(), [plain[name] for name in names])
+    with capture(lenet, names, gradients=True) as outputs:
+        lenet(images)[:, 3].sum().backward()
+    lenet.zero_grad()
+    for name, gradient in zip(names, expected, strict=True):
+        assert gradient.abs().sum() > 0
+        assert torch.equal(outputs[name].grad, gradient)
+    with capture(lenet, names, gradients=True) as outputs:
+        torch.autograd.grad(lenet(images)[:, 3].sum(), [outputs[name] for name in names])
+    assert all(p.grad is None for p in lenet.parameters())
+
+
+def test_frozen_weights_and_an_identity_have_gradients_too(images: Tensor) -> None:
+    model = nn.Sequential(nn.Identity(), nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(1352, 3))
+    model.requires_grad_(False)
+    pixels = images.float() / 255
+    with capture(model, ["0", "1"], gradients=True) as outputs:
+        model(pixels)[:, 1].sum().backward()
+    assert not pixels.requires_grad  # the identity hands on the caller's own tensor
+    assert torch.equal(outputs["0"], pixels)
+    leaf = pixels.clone().requires_grad_()
+    model(leaf)[:, 1].sum().backward()
+    torch.testing.assert_close(outputs["0"].grad, leaf.grad)
+    assert outputs["1"].grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in model.parameters())
+    with (
+        pytest.raises(UserError, match="outside"),
+        capture(model, ["1"], gradients=True),
+        torch.no_grad(),
+    ):
+        model(pixels)
+    assert hooks(model) == 0
+
+
+def test_what_a_layer_behind_changes_in_place_is_recorded_before_it() -> None:
+    torch.manual_seed(2)
+    convolution = nn.Conv2d(1, 4, 3)
+    image = torch.randn(1, 1, 6, 6)
+    expected = convolution(image)
+    assert expected.min() < 0
+    model = nn.Sequential(convolution, nn.ReLU(inplace=True))
+    with capture(model, ["0", "1"], gradients=True) as outputs:
+        model(image).sum().backward()
+    assert torch.equal(outputs["0"], expected)
+    assert torch.equal(outputs["1"], expected.relu())
+    assert torch.equal(outputs["0"].grad, (expected > 0).float())
+
+
+def test_layers_with_several_outputs() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return 2 * x, {"index": x.argmax()[None], "third": 3 * x}
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        def forward(self, x: Tensor) -> Tensor:
+            double, rest = self.two(x)
+            return (double * 5 + rest["third"] * 7).sum()
+
+    with capture(model := Both(), ["two"], gradients=True) as outputs:
+        model(torch.ones(3)).backward()
+    double, rest = outputs["two"]
+    assert double.grad.tolist() == [5.0] * 3
+    assert rest["third"].grad.tolist() == [7.0] * 3
+    assert not rest["index"].requires_grad
+
+
+def test_a_layer_that_runs_twice_keeps_its_last_gradient() -> None:
+    scale = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(scale.weight, 2.0)
+    model = nn.Sequential(scale, scale)
+    with capture(model, ["0"], gradients=True) as outputs:
+        (5 * model(torch.ones(1, 1))).sum().backward()
+    assert outputs["0"].item() == 4.0
+    assert outputs["0"].grad.item() == 5.0  # and not 10, that of the first
+
+
+def test_capturing_under_autocast(lenet: nn.Module, images: Tensor) -> None:
+    names = ["network.features.0", "network.features.3"]
+    with capture(lenet, names) as exact:
+        exact_grads = torch.autograd.grad(lenet(images)[:, 3].sum(), [exact[n] for n in names])
+    with capture(lenet, names, gradients=True) as outputs, torch.autocast("cpu", dtype=torch.bfloat16):
+        lenet(images)[:, 3].sum().backward()
+    lenet.zero_grad()
+    for name, gradient in zip(names, exact_grads, strict=True):
+        assert outputs[name].dtype == outputs[name].grad.dtype == torch.bfloat16
+        torch.testing.assert_close(outputs[name].float(), exact[name], atol=0.05, rtol=0.05)
+        difference = (outputs[name].grad.float() - gradient).norm() / gradient.norm()
+        assert difference < 0.2
+    assert hooks(lenet) == 0
+
+
+@pytest.mark.parametrize("way", ["model", "in place", "a function", "a part"])
+def test_capturing_what_was_compiled(way: str, images: Tensor) -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28), seed=4)
+    forward = model
+    with torch.no_grad():
+        expected = model.network.features[:4](model.normalize(images))
+    if way == "model":
+        model = forward = torch.compile(model, backend="eager")
+    elif way == "in place":
+        model.compile(backend="eager")
+    elif way == "a function":
+        forward = torch.compile(lambda x, network=model: network(x), backend="eager")
+    else:
+        model.network.features = torch.compile(model.network.features, backend="eager")
+    forward(images)  # now there is compiled code, which knows no hooks
+    with capture(model, ["network.features.3"], gradients=True) as outputs:
+        forward(images)[:, 3].sum().backward()
+    torch.testing.assert_close(outputs["network.features.3"], expected)
+    assert outputs["network.features.3"].grad.abs().sum() > 0
+    forward(images)
+    assert len(outputs) == 1
+    torch.compiler.reset()
+
+
 def test_no_hook_stays_after_an_error(lenet: nn.Module, images: Tensor) -> None:
     with pytest.raises(ValueError, match="images must be"), capture(lenet, ["network.features.0"]):
         lenet(images[0])

@@ -31,6 +31,8 @@ LAYERS = [
         "robust",
         "attribution",
         "receptive",
+        "faithfulness",
+        "wishes",
         "summary",
     ],
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,12 +74,13 @@ def evaluate(
 
 def explain(
     run: flags.RunPath,
-    images: flags.Images,
+    images: flags.Images = None,
     method: flags.Method = None,
     target: flags.Explained = None,
     against: flags.Against = None,
     layer: flags.Layer = None,
     feature_maps: flags.FeatureMaps = True,
+    wishes: flags.Wishes = False,
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     out: flags.OutOrNone = None,
@@ -87,16 +88,19 @@ def explain(
 ) -> None:
     """See what every layer makes of an image, and which pixels speak for a class, or for it and not for another."""
     from .attribution import attribute
+    from .console import decoding
     from .gallery import draw_feature_maps
-    from .overlays import draw_attributions, settings_line, title
+    from .overlays import draw_attributions, draw_wishes, settings_line, title
     from .predict import Predictor
     from .run import Run
 
+    if not images and not wishes:
+        raise UserError("explain what? name an image, such as test:0 or a file, or ask for --wishes")
     methods = _methods(method, layer, target or against)
     opened = Run.open(run)
     file = opened.model_file(model)
     predictor, rows = Predictor(file), []
-    for given, name, image, truth in _images(images, opened, file, data_dir):
+    for given, name, image, truth in _images(images or (), opened, file, data_dir):
         folder = (out or opened.path / "explain") / name
         probabilities = predictor.probabilities(image[None])[0]
         best = int(probabilities.argmax())
@@ -134,8 +138,15 @@ def explain(
                 print(f"  {path}: {title(one, file.classes)}, {settings_line(one)}")
             for path in maps:
                 print(f"  {path}")
+    wished = None
+    if wishes:
+        train = opened.load_data(data_dir, decoding()).train
+        drawn, best_liked = draw_wishes(out or opened.path / "explain", file.model, train, file.classes)
+        wished = {"files": [str(path) for path in drawn], "settings": best_liked.settings}
+        if not as_json:
+            print("what the network wants to see:", *(f"  {path}" for path in drawn), sep="\n")
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps({"images": rows, "wishes": wished}))
 
 
 def _methods(asked: list[str] | None, layer: str | None, question: str | None) -> list[str]:
@@ -162,7 +173,7 @@ def _methods(asked: list[str] | None, layer: str | None, question: str | None) -
 
 
 def _images(
-    images: list[str], run: Run, file: ModelFile, data_dir: Path | None
+    images: Iterable[str], run: Run, file: ModelFile, data_dir: Path | None
 ) -> Iterator[tuple[str, str, Tensor, str | None]]:
     """Each image as it was given: the name of its folder, its pixels uint8 (C, H, W), and its class if known."""
     import torch

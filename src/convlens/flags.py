@@ -31,9 +31,11 @@ Network = Annotated[
 ]
 Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE|FOLDER...", show_default=False)]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGE...", help="Picture files, or test:7 and train:7 of the data set.", show_default=False
+        metavar="IMAGE...",
+        help="Picture files, or test:7 and train:7 of the data set; none: the network itself.",
+        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -216,6 +218,9 @@ Explained = Annotated[
 Against = Annotated[str | None, typer.Option("--against", metavar="C", help="Why that class and not this one.")]
 Layer = Annotated[
     str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last convolution with maps]")
+]
+Wishes = Annotated[
+    bool, typer.Option("--wishes", help="Draw what the network wants to see: class means, and images climbed to.")
 ]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")

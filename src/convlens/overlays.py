@@ -1,4 +1,5 @@
-"""Attributions as figures, all in one style: the image, the heat, the heat laid over the image, and its scale."""
+"""Explanations as figures. Attributions, all in one style: the image, the heat, the heat laid over the image, and its
+scale; and what the network wants to see."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attribution import Attribution
 from .files import make_folder
-from .plots import new_axes, save
+from .plots import image_grid, new_axes, save
+from .splits import Split
+from .wishes import Wishes, class_means, maximise
 
 NAMES = {  # of a method, and of what its heat is
     "saliency": ("Saliency", "|gradient| of the {}"),
@@ -37,6 +40,35 @@ def draw_attributions(
     return [
         save(attributions(image, [one], classes, truth), folder / f"{_file_name(one, classes)}.png") for one in found
     ]
+
+
+@matplotlib.rc_context({"text.parse_math": False})
+def draw_wishes(folder: Path, model: nn.Module, train: Split, classes: Sequence[str]) -> tuple[list[Path], Wishes]:
+    """The mean training image of every class, and the image that the network would like best: two PNGs."""
+    make_folder(folder)
+    channels, height, width = train.store.shape[1:]
+    found = maximise(model, (channels, height, width), range(len(classes)))
+    means = class_means(train, len(classes)).nan_to_num()
+    columns = min(len(classes), 5 if len(classes) <= 10 else 10)
+    mean_title = f"The mean training image of every class ({len(train):,} in all)"
+    drawn = [
+        save(image_grid(means.round().byte(), classes, title=mean_title, columns=columns), folder / "class-means.png"),
+        save(wish_grid(found, classes, columns), folder / "wishes.png"),
+    ]
+    return drawn, found
+
+
+def wish_grid(found: Wishes, names: Sequence[str], columns: int = 5) -> Axes:
+    """What was climbed to, with what the network said before and after; `names` of the targets, in their order."""
+    captions = [
+        f"{name}\n{before:.1f} → {after:.1f}"
+        for name, before, after in zip(names, found.before.tolist(), found.activations.tolist(), strict=True)
+    ]
+    what = f"the mean of channels of {found.layer}" if found.layer else "the logit"
+    settings = ", ".join(f"{key} {_short(value)}" for key, value in found.settings.items())
+    return image_grid(
+        found.images, captions, title=f"What maximises {what} (in noise → in this image)\n{settings}", columns=columns
+    )
 
 
 def attributions(image: Tensor, found: Sequence[Attribution], classes: Sequence[str], truth: str | None = None) -> Axes:
