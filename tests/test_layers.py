@@ -47,7 +47,7 @@ LAYERS = [
         "thumbnails",
         "charts",
         "pagecharts",
-        "inside",
+        "pageinside",
         "report",
         "probe",
         "fitting",

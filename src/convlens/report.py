@@ -19,11 +19,11 @@ from .corruptions import CORRUPTIONS, STRENGTHS
 from .data import Data
 from .errors import UserError
 from .files import write_whole
-from .inside import inside
 from .intervals import wilson
 from .modelfile import ModelFile
 from .outcomes import Outcomes, read_outcomes
 from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts
+from .pageinside import inside
 from .repeating import repeating_command
 from .robust import robustness
 from .run import Run
@@ -43,6 +43,7 @@ FILTERS: dict[str, Callable[[float], str]] = {
     "n": "{:,}".format,
     "percent": "{:.2%}".format,
     "short": lambda share: f"{share:.2%}" if 0 < share < 0.0995 else f"{share:.1%}",
+    "memory": lambda count: f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB",
     "seconds": lambda seconds: f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min",
 }
 
