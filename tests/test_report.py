@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +21,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from convlens import Recipe, Run, fit, load
 from convlens import report as reporting
 from convlens.cli import app
+from convlens.evaluation import metrics_of
 from convlens.fitting import advance
 from convlens.intervals import wilson
 from convlens.outcomes import read_outcomes
@@ -286,6 +289,50 @@ def test_without_the_network_there_is_no_inside(run: Run) -> None:
     assert "First filters" not in found.words
     assert "layers" not in found.json("numbers")
     assert found.json("numbers")["metrics"] == run.metrics
+
+
+def test_without_captum_its_extra_is_named(run: Run, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    words = _Page(page(open_sources(run))).words
+    assert words.count("pip install 'convlens[explain]'") == 1
+    assert "What spoke for the worst mistakes" not in words
+    assert "What the layers make of three images" in words
+
+
+def test_a_network_without_convolutions(run: Run) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(28 * 28, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.last(images.float().flatten(1))
+
+    sources = open_sources(run)
+    assert sources.file
+    words = _Page(page(replace(sources, file=replace(sources.file, model=Flat().eval())))).words
+    assert "First filters" not in words
+    assert "Map of the test images" in words
+    assert "convolution" in words
+
+
+def test_a_run_without_mistakes(run: Run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    data, classes = run.load_data(), run.environment["data"]["classes"]
+    sure = torch.nn.functional.one_hot(data.test.labels, 10) * 50.0
+    metrics = run.metrics | {"test": metrics_of(sure, data.test.labels, tuple(classes)).to_dict()}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    rows = [
+        [place, classes[label], classes[label], 1, *(int(i == label) for i in range(10))]
+        for place, label in enumerate(data.test.labels.tolist())
+    ]
+    (copy / "predictions.csv").write_text("head\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    found = _Page(page(open_sources(Run.open(copy))))
+    assert "every test image was classified correctly" in found.words
+    assert set(found.json("album")["cells"]) == {f"{i}-{i}" for i in range(10)}
+    assert found.json("numbers")["interval"][1] == 1
 
 
 def test_one_epoch_and_no_validation(tmp_path) -> None:

@@ -25,6 +25,8 @@ LAYERS = 6  # whose maps are shown, from the first to the last
 MAPS = 8  # of a layer
 ON_THE_MAP = 1000  # test images, from all over the split
 EXPLAINED = 6  # mistakes
+PASSES = 160  # that explain one: fifty steps of integrated gradients, each forward and, twice as dear, backward
+ARITHMETIC = 2e11  # multiply-adds that the map, and the mistakes, may take: of large networks they show less
 
 Say = Callable[..., str]
 
@@ -32,9 +34,11 @@ Say = Callable[..., str]
 def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Say) -> dict[str, Any]:
     """All that needs the network; without the data its layers and filters alone. What cannot be made of this network,
     or without an extra, is named in `lacking`."""
-    model = file.model
+    model, summary = file.model, summarize(file.model, file.input.channels, file.input.size)
+    passes = int(ARITHMETIC / max(summary.macs, 1))
+    located, mistakes = min(ON_THE_MAP, max(passes, 100)), min(EXPLAINED, max(passes // PASSES, 1))
     found: dict[str, Any] = {
-        "summary": summarize(model, file.input.channels, file.input.size),
+        "summary": summary,
         "filters": _filters(model),
         "examples": [],
         "map": None,
@@ -45,13 +49,14 @@ def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Say) -> 
         return found
     for key, make in (
         ("examples", lambda: _examples(model, data, outcomes, say)),
-        ("map", lambda: _map(model, data, outcomes)),
-        ("mistakes", lambda: [_mistake(model, data, outcomes, place) for place in outcomes.worst(EXPLAINED).tolist()]),
+        ("map", lambda: _map(model, data, outcomes, located)),
+        ("mistakes", lambda: [_mistake(model, data, outcomes, place) for place in outcomes.worst(mistakes).tolist()]),
     ):
         try:
             found[key] = make()
         except UserError as error:  # no convolution, or captum is not installed
             found["lacking"].append(str(error))
+    found["lacking"] = list(dict.fromkeys(found["lacking"]))
     return found
 
 
@@ -111,9 +116,9 @@ def _layer(found: RankedLayer, image: int, size: torch.Size) -> dict[str, Any]:
     return {"name": name, "kind": kind, "formula": found.formula, "shape": tuple(maps.shape), "tiles": tiles}
 
 
-def _map(model: nn.Module, data: Data, outcomes: Outcomes) -> dict[str, Any]:
+def _map(model: nn.Module, data: Data, outcomes: Outcomes, count: int) -> dict[str, Any]:
     """Where test images lie by the first two principal components of the features before the last layer."""
-    places = torch.linspace(0, len(data.test) - 1, min(ON_THE_MAP, len(data.test))).long()
+    places = torch.linspace(0, len(data.test) - 1, min(count, len(data.test))).long()
     features, _ = features_of(model, data.test, places)
     coordinates, shares = pca(features)
     chosen = places.numpy()
