@@ -13,7 +13,8 @@ from statistics import median
 
 from markupsafe import Markup
 
-LEFT, RIGHT, TOP, BELOW = 50.0, 22.0, 12.0, 38.0  # margins around the plot, in the SVG's own pixels
+RIGHT, TOP, BELOW = 24.0, 12.0, 46.0  # margins around the plot, in the SVG's own pixels
+LETTER = 10.0  # the width of a digit at most
 DOTS = 40  # points of a series above which markers would run into one another
 COLOURS = 10  # of groups of points; what comes behind them begins anew
 CROSS = "m-4-4 8 8m0-8-8 8"
@@ -81,27 +82,30 @@ def chart(
         _scale(y, [p[1] for s in series for p in s.points]),
     )
 
+    steps = _ticks(*up, count=5, whole=y.whole)
+    left = 14 + LETTER * max((len(y.form(tick)) for tick in steps), default=0)
+
     def px(value: float) -> float:
-        return LEFT + (value - across[0]) / (across[1] - across[0]) * (width - LEFT - RIGHT)
+        return left + (value - across[0]) / (across[1] - across[0]) * (width - left - RIGHT)
 
     def py(value: float) -> float:
         return height - BELOW - (value - up[0]) / (up[1] - up[0]) * (height - TOP - BELOW)
 
     floor, right = height - BELOW, width - RIGHT
     parts = [Markup('<g class="axis">')]
-    for tick in _ticks(*up, count=5, whole=y.whole):
-        parts.append(_path("", LEFT, py(tick), right, py(tick)))
-        parts.append(_text(LEFT - 6, py(tick) + 4, "end", y.form(tick)))
+    for tick in steps:
+        parts.append(_path("", left, py(tick), right, py(tick)))
+        parts.append(_text(left - 6, py(tick) + 4, "end", y.form(tick)))
     for tick in _ticks(*across, count=max(int(width / 75), 2), whole=x.whole):
-        parts.append(_text(px(tick), floor + 16, "middle", x.form(tick)))
-    parts += [_text((LEFT + right) / 2, height - 5, "middle", x.label), Markup("</g>")]
+        parts.append(_text(px(tick), floor + 19, "middle", x.form(tick)))
+    parts += [_text((left + right) / 2, height - 6, "middle", x.label), Markup("</g>")]
     if diagonal:
         low, high = max(across[0], up[0]), min(across[1], up[1])
         parts.append(_path("diagonal", px(low), py(low), px(high), py(high)))
     for one in series:
         parts.append(_bars(one, px, py, floor) if one.bars else _line(one, px, py))
     places = [px(at) for at, _ in columns]
-    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(places)), right]
+    edges = [left, *((a + b) / 2 for a, b in pairwise(places)), right]
     for (_, words), begin, end in zip(columns, edges, edges[1:], strict=False):
         parts.append(
             Markup('<rect class="hit" x="{:.1f}" y="{}" width="{:.1f}" height="{:.1f}" data-tip="{}"/>').format(
@@ -207,7 +211,7 @@ def _ticks(low: float, high: float, count: int, whole: bool) -> list[float]:
     """Round numbers between the two, about `count` of them."""
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.75)
     step = max(round(step), 1) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -37,7 +37,7 @@ PIXELS = 3_000_000  # of all images that cells show, together: some 2 MB
 SHOWN = 24  # of the worst mistakes, and of the surest right answers
 SMOOTH = 48  # pixels of a side from which on images are shown smoothly rather than pixel by pixel
 HARMED, LEAST_HARMED = 1000, 50  # test images that are corrupted
-ARITHMETIC = 4e11  # multiply-adds that this may take: some twenty seconds on two processors
+ARITHMETIC = 7e11  # multiply-adds that this may take: at most some fifteen seconds on two processors
 GRID = 8  # training images a class
 FILTERS: dict[str, Callable[[float], str]] = {
     "n": "{:,}".format,
