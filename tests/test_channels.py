@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from convlens import Split, build
 from convlens.channels import rank_channels, strongest_slices, survey
-from convlens.errors import UserError
 from convlens.trace import trace
 
 
@@ -306,6 +305,7 @@ def test_dead_and_duplicate_channels_are_named() -> None:
     }
 
 
-def test_a_network_without_convolutions_is_said() -> None:
-    with pytest.raises(UserError, match="no convolution and no pooling"):
-        rank_channels(nn.Sequential(nn.Flatten(), nn.Linear(480, 2)), digits(1))
+def test_a_network_without_convolutions_has_no_channels() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(480, 2))
+    assert rank_channels(model, digits(1).float()).layers == ()
+    assert survey(model, split_of(digits(3).float())).layers == ()

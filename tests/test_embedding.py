@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import types
 
@@ -15,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from convlens import Split, build
-from convlens.embedding import embed, features_of, neighbours, pca, typical, umap
+from convlens.embedding import embed, features_of, nearest, pca, typical, umap
 from convlens.errors import UserError
 
 
@@ -56,7 +55,8 @@ def test_tokens_are_averaged() -> None:
     assert torch.equal(features, images_of(2).float().flatten(1))
 
 
-def test_a_split_is_embedded_as_its_images_are() -> None:
+def test_a_split_is_embedded_as_its_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlens.embedding.LARGEST", 784 * 2)  # batches of two
     model, images = build("lenet5", channels=1, classes=10, size=(28, 28)), images_of(30)
     places = torch.tensor([3, 29, 0])
     features, logits = features_of(model, split_of(images), places)
@@ -65,19 +65,21 @@ def test_a_split_is_embedded_as_its_images_are() -> None:
     torch.testing.assert_close(logits, expected[1])
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_neighbours_against_scikit_learn(batched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if batched:
-        monkeypatch.setattr("convlens.embedding.LARGEST", 784 * 7)
-    model, train, test = build("lenet5", channels=1, classes=10, size=(28, 28)), images_of(60), images_of(4, seed=1)
-    found = neighbours(model, test, split_of(train), count=5)
-    reference = NearestNeighbors(n_neighbors=5, metric="cosine").fit(embed(model, train)[0].numpy())
-    distances, places = reference.kneighbors(embed(model, test)[0].numpy())
+def test_nearest_against_scikit_learn() -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28))
+    known, asked = (embed(model, images_of(count, seed=count))[0] for count in (60, 4))
+    found = nearest(asked, known, count=5)
+    reference = NearestNeighbors(n_neighbors=5, metric="cosine").fit(known.double().numpy())
+    distances, places = reference.kneighbors(asked.double().numpy())
     assert found.places.tolist() == places.tolist()
     np.testing.assert_allclose(found.distances.numpy(), distances, atol=1e-6)
-    some = torch.arange(0, 60, 2)
-    assert set(neighbours(model, test, split_of(train), 5, some).places.flatten().tolist()) <= set(some.tolist())
-    assert neighbours(model, train[7:8], split_of(train), 1).places.tolist() == [[7]]
+    assert nearest(known[7:8], known, 1).places.tolist() == [[7]]
+
+
+def test_of_equally_near_ones_the_first_and_no_distance_is_below_zero() -> None:
+    found = nearest(torch.full((2, 3), 0.1), torch.full((4, 3), 77.0), 3)
+    assert found.places.tolist() == [[0, 1, 2]] * 2
+    assert all(0 <= d < 1e-6 for d in found.distances.flatten().tolist())
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50)])
@@ -151,11 +153,3 @@ def test_umap_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Reducer))
     torch.testing.assert_close(umap(features, seed=3), features[:, :2] * 2)
-
-
-def test_distances_are_never_below_zero() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
-    images = torch.full((3, 1, 28, 28), 77.0)
-    found = neighbours(model, images, split_of(images), 3)
-    assert found.places.tolist() == [[0, 1, 2]] * 3
-    assert all(0 <= d < 1e-6 for d in itertools.chain(*found.distances.tolist()))

@@ -417,7 +417,8 @@ def test_evaluate_shows_the_calibration_that_the_run_measured(trained: Path, con
 
 def test_explain_and_predict_say_the_same(trained: Path, folder: Path, convlens) -> None:
     (row,) = Predictor.load(trained).predict([folder / "000.png"])
-    said = convlens("explain", trained, folder / "000.png", "--no-feature-maps", "--method", "none").stdout
+    nothing = "--no-feature-maps", "--no-channels", "--method", "none"
+    said = convlens("explain", trained, folder / "000.png", *nothing).stdout
     assert said == f"{folder / '000.png'}: {row.label} ({row.probability:.0%})\n"
 
 

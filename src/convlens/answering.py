@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,8 +19,9 @@ from .errors import GATE, USAGE, UserError, unknown
 if TYPE_CHECKING:  # torch is not imported for a page of help
     from torch import Tensor
 
+    from .attribution import Attribution
+    from .data import Data
     from .modelfile import ModelFile
-    from .run import Run
 
 
 def evaluate(
@@ -101,74 +103,62 @@ def explain(
     target: flags.Explained = None,
     against: flags.Against = None,
     layer: flags.Layer = None,
+    channels: flags.Ranked = True,
+    examples: flags.Examples = True,
     feature_maps: flags.FeatureMaps = True,
+    plane: flags.Plane = "pca",
     wishes: flags.Wishes = False,
     model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     out: flags.OutOrNone = None,
     as_json: flags.Json = False,
 ) -> None:
-    """See what every layer makes of an image, and which pixels speak for a class, or for it and not for another."""
-    from .attribution import attribute
+    """See which pixels of an image speak for a class, which channels, and what every layer makes of it; without an
+    image, what is in the network itself."""
     from .console import decoding
     from .gallery import draw_feature_maps
-    from .overlays import draw_attributions, draw_wishes, settings_line, title
+    from .inside import network, walked_if_there
+    from .insight import draw_image
+    from .overlays import draw_wishes, settings_line, title
     from .predict import Predictor
     from .run import Run
 
-    if not images and not wishes:
-        raise UserError("explain what? name an image, such as test:0 or a file, or ask for --wishes")
-    methods = _methods(method, layer, target or against)
+    if not images and (method or target or against or layer):
+        raise UserError("--method, --class, --against and --layer ask about an image: name one, such as test:0")
+    methods = _methods(method, layer, target or against) if images else []
     opened = Run.open(run)
-    file = opened.model_file(model)
-    predictor, rows = Predictor(file), []
-    for given, name, image, truth in _images(images or (), opened, file, data_dir):
-        folder = (out or opened.path / "explain") / name
+    file, folder = opened.model_file(model), out or opened.path / "explain"
+    load = cache(lambda: opened.load_data(data_dir, decoding()))
+    look = cache(lambda: walked_if_there(opened, file, load, data_dir))
+    predictor, said = Predictor(file), sys.stderr if as_json else sys.stdout
+    found: dict[str, Any] = {"images": []}
+    for given, name, image, truth in _images(images or (), load, file):
         probabilities = predictor.probabilities(image[None])[0]
         best = int(probabilities.argmax())
         caption = f"{file.classes[best]} ({probabilities[best]:.0%}){f', is {truth}' if truth else ''}"
-        found = [
-            attribute(
-                file.model,
-                image[None],
-                each,
-                target,
-                against,
-                classes=file.classes,
-                layer=layer if each == "grad-cam" else None,
-                temperature=file.calibration.temperature,
-            )[0]
-            for each in methods
-        ]
-        drawn = draw_attributions(folder, image, found, file.classes, truth)
-        maps = draw_feature_maps(folder, file.model, image, caption) if feature_maps else []
-        rows.append(
-            {
-                "image": given,
-                "class": file.classes[best],
-                "probability": float(probabilities[best]),
-                "truth": truth,
-                "attributions": [
-                    {**one.to_dict(file.classes), "file": str(path)} for one, path in zip(found, drawn, strict=True)
-                ],
-                "feature_maps": [str(path) for path in maps],
-            }
-        )
-        if not as_json:
-            print(f"{given}: {caption}")
-            for one, path in zip(found, drawn, strict=True):
-                print(f"  {path}: {title(one, file.classes)}, {settings_line(one)}")
-            for path in maps:
-                print(f"  {path}")
-    wished = None
+        print(f"{given}: {caption}", file=said)
+        row = {"image": given, "class": file.classes[best], "probability": float(probabilities[best]), "truth": truth}
+        asked = {"target": target, "against": against, "layer": layer}
+        heats = _attributions(folder / name, file, image, truth, methods, asked)
+        for heat, path in heats:
+            print(f"  {path}: {title(heat, file.classes)}, {settings_line(heat)}", file=said)
+        row["attributions"] = [{**heat.to_dict(file.classes), "file": str(path)} for heat, path in heats]
+        others = list[Path]()
+        if channels:
+            over, walk = f"{Path(given).name}: {caption}", look() if examples else None
+            others, row["channels"] = draw_image(folder / name, file.model, image, file.classes, over, walk)
+        if feature_maps:
+            others += draw_feature_maps(folder / name, file.model, image, caption)
+        print(*(f"  {path}" for path in others), sep="\n", end="\n" * bool(others), file=said)
+        found["images"].append({**row, "files": [str(path) for path in others]})
+    if not images:
+        found["network"] = network(opened, file, load, data_dir, out, plane, said)
     if wishes:
-        train = opened.load_data(data_dir, decoding()).train
-        drawn, best_liked = draw_wishes(out or opened.path / "explain", file.model, train, file.classes)
-        wished = {"files": [str(path) for path in drawn], "settings": best_liked.settings}
-        if not as_json:
-            print("what the network wants to see:", *(f"  {path}" for path in drawn), sep="\n")
+        drawn, liked = draw_wishes(folder / "network", file.model, load().train, file.classes)
+        print("what the network wants to see:", *(f"  {path}" for path in drawn), sep="\n", file=said)
+        found["wishes"] = {"files": [str(path) for path in drawn], "settings": liked.settings}
     if as_json:
-        print(json.dumps({"images": rows, "wishes": wished}))
+        print(json.dumps(found))
 
 
 def _methods(asked: list[str] | None, layer: str | None, question: str | None) -> list[str]:
@@ -194,22 +184,35 @@ def _methods(asked: list[str] | None, layer: str | None, question: str | None) -
     return list(dict.fromkeys(chosen))
 
 
+def _attributions(
+    folder: Path, file: ModelFile, image: Tensor, truth: str | None, methods: Sequence[str], asked: dict[str, Any]
+) -> list[tuple[Attribution, Path]]:
+    """The attributions of an image uint8 (C, H, W) by `methods`, and the files that they are drawn in."""
+    from .attribution import attribute
+    from .overlays import draw_attributions
+
+    asked = {**asked, "classes": file.classes, "temperature": file.calibration.temperature}
+    heats = []
+    for method in methods:
+        where = {"layer": asked["layer"] if method == "grad-cam" else None}
+        heats += attribute(file.model, image[None], method, **{**asked, **where})
+    return list(zip(heats, draw_attributions(folder, image, heats, file.classes, truth), strict=True))
+
+
 def _images(
-    images: Iterable[str], run: Run, file: ModelFile, data_dir: Path | None
+    images: Iterable[str], load: Callable[[], Data], file: ModelFile
 ) -> Iterator[tuple[str, str, Tensor, str | None]]:
     """Each image as it was given: the name of its folder, its pixels uint8 (C, H, W), and its class if known."""
     import torch
 
-    from .console import decoding
     from .images import preprocess
 
-    data, used = None, set[str]()
+    used = set[str]()
     for given in images:
         split, _, number = given.partition(":")
         truth = None
         if split in ("train", "val", "test") and number.isdecimal():
-            data = data or run.load_data(data_dir, decoding())
-            part = getattr(data, split)
+            part = getattr(load(), split)
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"

@@ -117,7 +117,7 @@ def attribute(
     with evaluating(model), uncompiled(), _fp32(device), torch.inference_mode(False), torch.enable_grad():
         for image in images.detach().to(device, torch.float32, copy=True).split(1):
             with torch.no_grad():
-                probabilities = (model(image)[0].double() / temperature).softmax(0)
+                probabilities = (model(image)[0].cpu().double() / temperature).softmax(0)
             if not probabilities.isfinite().all():
                 raise UserError("the network's answer to this image is not finite: there is nothing to explain")
             count, best = len(probabilities), int(probabilities.argmax())

@@ -83,9 +83,6 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
 
     That is, to first order, what the logit loses where the channel is set to zero (Molchanov et al., arXiv:1611.06440,
     who take it without its sign). Everything is on the CPU; the model is left as it was, without gradients.
-
-    Raises:
-        UserError: a network that has no convolution and no pooling.
     """
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.detach().clone() if images.is_floating_point() else images.float()
@@ -94,7 +91,7 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
         chosen = logits.argmax(1) if classes is None else classes.to(logits.device)
         edges = [layer.edge for layer in layers if layer.edge]
         asked = logits.gather(1, chosen[:, None]).sum()  # images do not meet in evaluation mode
-        slopes = iter(torch.autograd.grad(asked, edges, allow_unused=True))
+        slopes = iter(torch.autograd.grad(asked, edges, allow_unused=True) if edges else ())
     ranked = []
     for found in layers:
         maps, slope = found.maps.detach().float(), next(slopes) if found.edge else None
@@ -178,11 +175,8 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     Dead is a channel that is never above 0 behind a rectifier (ReLU and its kin), or that is constant. A duplicate's
     maps correlate by 0.99 or more with an earlier channel's, over all images and places. Memory holds the maps of one
     batch, the `best` of every channel and the channels' products.
-
-    Raises:
-        UserError: a network that has no convolution and no pooling.
     """
-    places = sample(split, most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200))
+    places = sample(split, most)
     tallies: dict[str, _Tally] = {}
     with torch.inference_mode():
         for part in places.split(max(NUMBERS // split.store[0].numel(), 1)):
@@ -191,8 +185,10 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     return Survey(len(places), len(split), tuple(tally.result() for tally in tallies.values()))
 
 
-def sample(split: Split, most: int) -> Tensor:
-    """At most so many places of a split, evenly spread: that of a folder is sorted by class."""
+def sample(split: Split, most: int | None = None) -> Tensor:
+    """At most so many places of a split, evenly spread, because that of a folder is sorted by class; by default those
+    of a `survey`."""
+    most = most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200)
     return torch.linspace(0, len(split) - 1, min(most, len(split)), dtype=torch.float64).long()
 
 
@@ -201,6 +197,7 @@ class _Tally:
 
     def __init__(self, found: LayerMaps, best: int) -> None:
         channels, device = found.maps.shape[1], found.maps.device
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
         self.found, self.best, self.size = found, best, found.maps.shape[2:]
         self.peaks = torch.empty(channels, 0)
         self.images = self.flat = torch.empty(channels, 0, dtype=torch.int64)
@@ -218,7 +215,7 @@ class _Tally:
             :, : self.best
         ]  # of equal ones the first images
         self.peaks, self.flat, self.images = (kept.gather(1, order) for kept in (peaks, flat, images))
-        values = channels.flatten(1).double()
+        values = channels.flatten(1).to(self.sums.device).double()
         self.sums += values.sum(1)
         self.products += values @ values.T
         self.count += values.shape[1]

@@ -3,7 +3,6 @@ not, and a map of a data set on paper."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from .splits import Split
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each of N images the nearest ones of a split: their `places` in it (N, k), nearest first, and the `distances`
+    """For each of N images the nearest ones of others: their `places` (N, k), nearest first, and the `distances`
     (N, k), 1 - cosine, from 0 (the same direction) to 2."""
 
     places: Tensor
@@ -57,33 +56,21 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return features.cpu(), logits.float().cpu()
 
 
-def embedded(model: nn.Module, split: Split, places: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(places, features, logits) of a split, or of some `places` of it, batch by batch."""
-    places = torch.arange(len(split)) if places is None else places
-    for part in places.split(max(min(1000, LARGEST // split.store[0].numel()), 1)):
-        yield part, *embed(model, split.at(part.to(split.labels.device)))
-
-
 def features_of(model: nn.Module, split: Split, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The features (N, D) and the logits (N, K) of a split, or of some `places` of it; see `embed`."""
-    _, features, logits = zip(*embedded(model, split, places), strict=True)
-    return torch.cat(features), torch.cat(logits)
+    """The features (N, D) and the logits (N, K) of a split, or of some `places` of it, batch by batch; see `embed`."""
+    places = torch.arange(len(split)) if places is None else places
+    size = max(min(1000, LARGEST // split.store[0].numel()), 1)
+    both = [embed(model, split.at(part.to(split.labels.device))) for part in places.split(size)]
+    features, logits = (torch.cat(parts) for parts in zip(*both, strict=True))
+    return features, logits
 
 
-def neighbours(
-    model: nn.Module, images: Tensor, split: Split, count: int = 8, places: Tensor | None = None
-) -> Neighbours:
-    """The `count` images of a split, or of some `places` of it, that are nearest to each of `images` (N, C, H, W) by
-    the cosine of their features. The split goes by in batches, and only the nearest are kept."""
-    asked = F.normalize(embed(model, images)[0].double())
-    best = torch.empty(len(asked), 0, dtype=torch.float64)
-    kept = torch.empty(len(asked), 0, dtype=torch.int64)
-    for part, features, _ in embedded(model, split, places):
-        best = torch.cat([best, asked @ F.normalize(features.double()).T], 1)
-        kept = torch.cat([kept, part.expand(len(asked), -1)], 1)
-        order = best.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        best, kept = best.gather(1, order), kept.gather(1, order)
-    return Neighbours(kept, (1 - best).clamp(min=0).float())
+def nearest(asked: Tensor, known: Tensor, count: int = 8) -> Neighbours:
+    """For each of N features (N, D) the `count` nearest of those `known` (M, D), by their cosine; of equally near ones
+    the first."""
+    cosines = F.normalize(asked.double()) @ F.normalize(known.double()).T
+    best = cosines.sort(dim=1, descending=True, stable=True)
+    return Neighbours(best.indices[:, :count], (1 - best.values[:, :count]).clamp(min=0).float())
 
 
 def typical(features: Tensor, prototypes: int = 4, criticisms: int = 4) -> tuple[list[int], list[int]]:

@@ -92,6 +92,6 @@ def _curves(model: nn.Module, before: Tensor, after: Tensor, heats: Tensor, targ
         for part in pairs.split(max(AT_ONCE // before[0].numel(), 1)):
             which, step = part.unbind(1)
             changed = ranks[which] < counts.to(before.device)[step].view(-1, 1, 1, 1)
-            logits = model(torch.where(changed, after[which], before[which])).double()
-            found.append(logits.softmax(1).gather(1, targets.to(before.device)[which][:, None]).cpu())
+            logits = model(torch.where(changed, after[which], before[which])).cpu().double()
+            found.append(logits.softmax(1).gather(1, targets.cpu()[which.cpu()][:, None]))
     return Curves(counts.double() / (height * width), torch.cat(found).view(n, steps + 1))

@@ -222,6 +222,14 @@ Layer = Annotated[
 Wishes = Annotated[
     bool, typer.Option("--wishes", help="Draw what the network wants to see: class means, and images climbed to.")
 ]
+Ranked = Annotated[
+    bool, typer.Option("--channels/--no-channels", help="Draw the channels that move the prediction most.")
+]
+Examples = Annotated[
+    bool,
+    typer.Option("--examples/--no-examples", help="Look in training images for what else fires them, and neighbours."),
+]
+Plane = Annotated[str, typer.Option("--map", metavar="pca|umap", help="How test images are laid out, of the network.")]
 MinAccuracy = Annotated[
     float | None, typer.Option("--min-accuracy", min=0, max=1, metavar="F", help="Exit with 3 below this, 0 to 1.")
 ]

@@ -27,7 +27,8 @@ NAMES = {  # of a method, and of what its heat is
     "grad-cam": ("Grad-CAM", "weighted maps"),
     "occlusion": ("Occlusion", "fall of the {}"),
 }
-SIDE, GAP, ABOVE = 2.3, 0.1, 0.5  # inches: the longer side of a picture, between pictures, for the words above them
+# Inches: the longer side of a picture, between pictures, for the words above them, for the scale with its numbers
+SIDE, GAP, ABOVE, BESIDE = 2.3, 0.1, 0.5, 0.95
 HOTTEST = 0.995  # the quantile of |heat| at which the scale ends: a few pixels would leave the rest dark
 
 
@@ -77,7 +78,7 @@ def attributions(image: Tensor, found: Sequence[Attribution], classes: Sequence[
     longer = max(image.shape[1:])
     height, width = (SIDE * side / longer for side in image.shape[1:])
     whole, pitch = 3 * width + 2 * GAP, height + ABOVE
-    axes = new_axes(whole + 1.2, pitch * len(found), left=0.1, below=0.1)  # 1.2 for the scale and its numbers
+    axes = new_axes(whole + BESIDE, pitch * len(found), left=0.1, below=0.1)
     for i, one in enumerate(reversed(found)):
         top = pitch * i + height
         axes.text(
@@ -86,7 +87,7 @@ def attributions(image: Tensor, found: Sequence[Attribution], classes: Sequence[
         axes.text(0, top + 0.06, settings_line(one) + _colours(one, classes), fontsize=8, va="bottom", color="0.35")
         places = [(x, x + width, pitch * i, top) for x in (0, width + GAP, 2 * (width + GAP))]
         _panels(axes, image, one, places)
-    axes.set(xlim=(0, whole + 1.2), ylim=(0, pitch * len(found)), xticks=(), yticks=())
+    axes.set(xlim=(0, whole + BESIDE), ylim=(0, pitch * len(found)), xticks=(), yticks=())
     axes.set_aspect("equal")
     axes.set_axis_off()
     return axes

@@ -18,7 +18,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .errors import UserError
 from .evaluation import evaluating
 from .models.sizes import WINDOWED, Windowed, formula, windows
 
@@ -91,14 +90,8 @@ class LayerMaps:
 
 def trace(model: nn.Module, images: Tensor) -> tuple[Tensor, list[LayerMaps]]:
     """The logits (N, K) of images (N, C, H, W), and the maps of every convolution and pooling in the order in which
-    they ran; of one that ran twice the last. In evaluation mode, put back afterwards; nothing stays on the model.
-
-    Raises:
-        UserError: a network that has no convolution and no pooling.
-    """
+    they ran; of one that ran twice the last. In evaluation mode, put back afterwards; nothing stays on the model."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, WINDOWED)}
-    if not layers:
-        raise UserError("this network has no convolution and no pooling whose channels could be shown")
     # Pixel by pixel in memory our normalisation takes another way, through shapes that hold no rows and columns
     images = images.to(next(model.parameters()).device).contiguous()
     following = _Following(images)
