@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -114,7 +113,8 @@ def attribute(
     attr = require_captum()
     device = next(model.parameters()).device
     found = []
-    with evaluating(model), uncompiled(), _fp32(device), torch.inference_mode(False), torch.enable_grad():
+    exact = torch.autocast(device.type, enabled=False)  # also where the caller is inside autocast
+    with evaluating(model), uncompiled(), exact, torch.inference_mode(False), torch.enable_grad():
         for image in images.detach().to(device, torch.float32, copy=True).split(1):
             with torch.no_grad():
                 probabilities = (model(image)[0].cpu().double() / temperature).softmax(0)
@@ -299,8 +299,3 @@ def _has_maps(output: Any) -> bool:
 
 def _colour(baseline: Tensor) -> list[float] | str:
     return [round(v, 2) for v in baseline.flatten().tolist()] if baseline.shape[2:] == (1, 1) else "an image"
-
-
-def _fp32(device: torch.device) -> AbstractContextManager[object]:
-    """Numbers that can be compared, also where the caller is inside autocast."""
-    return torch.autocast(device.type, enabled=False)
