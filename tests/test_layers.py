@@ -9,7 +9,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
-    ["errors", "files", "device", "shortcuts", "distributed", "download"],
+    ["errors", "markup", "files", "device", "shortcuts", "distributed", "download"],
     ["recipe", "recipes", "datasets", "images", "readers", "listing", "cache"],
     ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
     [
@@ -52,6 +52,7 @@ LAYERS = [
         "pageinside",
         "report",
         "probe",
+        "modelcard",
         "fitting",
         "album",
         "findings",
@@ -60,7 +61,7 @@ LAYERS = [
         "mislabels",
         "checking",
     ],
-    ["predict", "trial", "bench", "tune", "checkpage"],
+    ["predict", "trial", "bench", "tune", "checkpage", "comparing", "together", "comparepage"],
     [
         "console",
         "layertable",
@@ -70,6 +71,7 @@ LAYERS = [
         "looking",
         "learning",
         "answering",
+        "telling",
         "cli",
         "__main__",
     ],

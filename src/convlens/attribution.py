@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import markup
 from .errors import UserError, nearest, unknown
 from .evaluation import evaluating
 from .explain import capture, layers_of, uncompiled
@@ -60,6 +61,13 @@ class Attribution:
             "layer": self.layer,
             "settings": self.settings,
         }
+
+    def _repr_html_(self) -> str:
+        """The heat; `overlays.attributions` lays it over the image, with its scale."""
+        than = "" if self.against is None else f" rather than class {self.against}"
+        at = f" at {self.layer}" if self.layer else ""
+        said = f"why class {self.target}{than} ({self.probability:.1%}){at}"
+        return markup.paragraph(said, self.method) + markup.picture(markup.tiles(self.heat[None].numpy(), 280), said)
 
 
 def attribute(

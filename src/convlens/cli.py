@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, answering, learning, looking
+from . import __version__, answering, learning, looking, telling
 from .errors import FAILED, UserError
 
 app = typer.Typer(
@@ -94,5 +94,7 @@ for command in (
     answering.explain,
     answering.report,
     answering.predict,
+    telling.compare,
+    telling.card,
 ):
     app.command()(command)

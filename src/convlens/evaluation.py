@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import markup
 from .data import Data
 from .device import autocast, keep_memory
 from .distributed import gathered, portion
+from .intervals import wilson
 from .splits import Split
 
 LARGEST = 1000 * 3 * 64 * 64  # pixels and channels of a batch: the maps of all its images take many times the memory
+
+SHOWN = 40  # classes that a notebook's table has lines for
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,20 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def _repr_html_(self) -> str:
+        """The totals, and a line a class; of many classes those of the lowest F1."""
+        right = sum(row[i] for i, row in enumerate(self.confusion))
+        low, high = wilson(right, self.images)
+        said = f"on {self.images:,} images (95 % interval {low:.2%} to {high:.2%}); loss {self.loss:.4f}, "
+        said += f"top-5 {self.top5:.2%}, macro F1 {self.macro_f1:.2%}"
+        shown = self.classes if len(self.classes) <= SHOWN else sorted(self.classes, key=lambda c: c.f1)[:SHOWN]
+        fewer = "" if shown is self.classes else markup.paragraph(f"The {SHOWN} classes of the lowest F1:")
+        rows = [(c.name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.2%}", f"{c.support:,}") for c in shown]
+        columns = ("class", "precision", "recall", "F1", "images")
+        return (
+            markup.paragraph(said, f"accuracy {self.accuracy:.2%}") + fewer + markup.table(columns, rows, columns[1:])
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only  # torch has no public name for it
 
+from . import markup
 from .errors import UserError, unknown
 from .evaluation import evaluating
 from .models.sizes import WINDOWED, formula, windows
@@ -89,6 +90,11 @@ class FeatureMap:
     kind: str
     maps: Tensor
     formula: str
+
+    def _repr_html_(self) -> str:
+        channels, height, width = self.maps.shape
+        what = f"{self.name} ({self.kind}): {channels} maps of {height} x {width}"
+        return markup.paragraph(self.formula, what) + markup.picture(markup.tiles(self.maps.numpy()), what)
 
 
 def feature_maps(model: nn.Module, image: Tensor, convolutions_only: bool = False) -> list[FeatureMap]:

@@ -21,6 +21,8 @@ from .distributed import on_main
 from .errors import FAILED, UserError
 from .evaluation import Metrics, answers_of, logits_of, metrics_of
 from .files import csv_text, write_json, write_whole
+from .modelcard import NAME as CARD
+from .modelcard import model_card
 from .modelfile import ModelFile, save_model
 from .optim import objective
 from .recipe import LossConfig, Recipe
@@ -162,6 +164,7 @@ def _write_results(
     save_model(run.path / "model.safetensors", file)
     write_whole(run.path / "predictions.csv", _predictions_csv(data, calibrated))
     write_json(run.path / "metrics.json", measured)  # it is what says that the run is finished
+    write_whole(run.path / CARD, model_card(run))
     if plots:
         from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
 

@@ -22,6 +22,7 @@ DataOrNone = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.", show_default=False)]
 Network = Annotated[
     str,
@@ -182,6 +183,13 @@ Page = Annotated[
 Language = Annotated[str, typer.Option("--lang", metavar="en|zh", help="The page's language: English or Chinese.")]
 OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="A .csv or .json file. [default: CSV on stdout]")
+]
+
+# What tells others of runs
+ComparePage = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page with the curves, too.")]
+ComparePlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="The curves, .png or .svg.")]
+CardFile = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Where it is put. [default: RUN/MODEL_CARD.md]")
 ]
 
 # The rest

@@ -33,24 +33,38 @@ DPI = 120
 MAIN, PAD = 0.86, 0.04  # what is left of the width of an Axes beside which a colour bar stands, and the gap
 
 
+class Drawing(Axes):
+    """An Axes that Jupyter shows where it is a cell's last value: pyplot does so for those that it knows of, and these
+    are made without it."""
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, dpi=80)
+
+
 def new_axes(width: float = 5.7, height: float = 4.1, left: float = 0.7, below: float = 0.5) -> Axes:
     """An Axes of this size with these margins, and room for a title, in inches, on a figure of its own: without pyplot,
     and so without a window or global state."""
     whole = left + width + 0.1, below + height + 0.4
     figure = Figure(figsize=whole, dpi=DPI)  # a layout engine would measure every label several times
     FigureCanvasAgg(figure)
-    return figure.add_axes((left / whole[0], below / whole[1], width / whole[0], height / whole[1]))
+    place = (left / whole[0], below / whole[1], width / whole[0], height / whole[1])
+    return figure.add_axes(place, axes_class=Drawing)
 
 
 def save(axes: Axes, path: Path, dpi: int = DPI) -> Path:
     """Write the figure that `axes` stands in, as its ending says (.png or .svg), cut to what is drawn, whole or not at
     all."""
+    write_whole(path, rendered(axes, dpi, path.suffix[1:]))
+    return path
+
+
+def rendered(axes: Axes, dpi: int = DPI, kind: str = "png") -> bytes:
+    """The same as bytes."""
     figure, buffer = _figure(axes), io.BytesIO()
     # What is drawn is measured here, and a long title not cut off: for "tight" matplotlib would draw everything twice
     box = figure.get_tightbbox().padded(0.1) if figure.get_layout_engine() is None else "tight"
-    figure.savefig(buffer, dpi=dpi, format=path.suffix[1:], bbox_inches=box)
-    write_whole(path, buffer.getvalue())
-    return path
+    figure.savefig(buffer, dpi=dpi, format=kind, bbox_inches=box)
+    return buffer.getvalue()
 
 
 def _figure(axes: Axes) -> Figure:

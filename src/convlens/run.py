@@ -17,12 +17,13 @@ import filelock
 import torch
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, markup
 from .data import Data, load
 from .device import environment, pick_device
 from .distributed import on_main, world
 from .errors import UserError
 from .files import csv_text, disk_error, write_json, write_whole
+from .intervals import wilson
 from .modelfile import ModelFile, load_model
 from .models import build, fit_whitening
 from .recipe import Recipe
@@ -126,6 +127,30 @@ class Run:
         """The finished model, in evaluation mode on the CPU; see `load_model` for `builder`."""
         _ = self.metrics  # the sentence for a run that is not finished
         return load_model(self.path / "model.safetensors", builder)
+
+    def _repr_html_(self) -> str:
+        """What was trained on what, the result first, and the curves."""
+        from .plots import curves, rendered  # matplotlib takes half a second, which only a notebook need pay
+
+        recipe, seen, history = self.recipe, self.environment["data"], self.history
+        counts = ", ".join(f"{count:,} {split}" for split, count in seen["images"].items() if count)
+        rows = [("trained", f"{recipe.model.name} on {seen['name']} ({counts} images)")]
+        rows += [("recipe", f"{recipe.name}, seed {recipe.seed}")]
+        said = f"is not finished; go on with: convlens train --resume {self.path}"
+        if self.finished:
+            measured = self.metrics
+            test = measured["test"]
+            low, high = wilson(sum(row[i] for i, row in enumerate(test["confusion"])), test["images"])
+            said = f"test accuracy {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+            rows += [("parameters", f"{measured['parameters']:,}"), ("test loss", f"{test['loss']:.4f}")]
+            rows += [("weights", f"of epoch {measured['epoch']} of {measured['epochs']}")]
+        rows += [("training", f"{sum(row['seconds'] for row in history):,.1f} s")]
+        pictures = [
+            markup.picture(rendered(curves(history, quantity), dpi=60), f"{quantity} over the epochs")
+            for quantity in ("loss", "accuracy")
+            if len(history) > 1
+        ]
+        return markup.paragraph(said, str(self.path)) + markup.table(("", ""), rows) + "".join(pictures)
 
 
 def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequential:

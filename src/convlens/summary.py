@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import markup
 from .evaluation import evaluating
 from .models.sizes import WINDOWED, Window, formula, windows
 from .receptive import Fields, slides, tensors
@@ -78,6 +79,21 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """A line a layer, the formula of its size last, and the notes."""
+        numbers = ("parameters", "multiply-adds", "receptive field")
+        columns = ("layer", "kind", "kernel", "stride", "padding", "output", *numbers, "output height")
+        rows = []
+        for row in self.rows:
+            sees = "all" if row.receptive_field is None else " x ".join(map(str, row.receptive_field))
+            counts = [f"{count:,}" if count else "" for count in (row.parameters, row.macs)]
+            cells = (row.name, row.kind, row.kernel, row.stride, row.padding, " x ".join(map(str, row.output)))
+            rows.append((*cells, *counts, sees, row.formula))
+        channels, height, width = self.input
+        said = f"and {self.macs:,} multiply-adds for one image of {channels} x {height} x {width}"
+        notes = "".join(markup.paragraph(note.text, note.layer) for note in self.notes)
+        return markup.paragraph(said, f"{self.parameters:,} parameters") + markup.table(columns, rows, numbers) + notes
 
 
 def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary:
