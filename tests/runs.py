@@ -14,5 +14,5 @@ def fit_undrawn(recipe: Recipe, data: Data, out: Path) -> Run:
     run = start(recipe, data, out)
     for _ in advance(run, data):
         pass
-    finish(run, data, plots=False)
+    finish(run, data, plots=False, report=False)
     return run

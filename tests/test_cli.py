@@ -279,7 +279,7 @@ def test_debug_shows_the_traceback(convlens) -> None:
     assert "Traceback" in convlens("train", "mnistt", "--debug").stderr
 
 
-LONG = ("mnist-5k", "--limit", "1200", "--epochs", "8", "--no-plots")
+LONG = ("mnist-5k", "--limit", "1200", "--epochs", "8", "--no-plots", "--no-report")
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(
     assert process.returncode == code
     assert f"Go on with: convlens train --resume {tmp_path / 'cut'}" in rest
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    resumed = convlens("train", "--resume", tmp_path / "cut", "--no-plots")
+    resumed = convlens("train", "--resume", tmp_path / "cut", "--no-plots", "--no-report")
     assert resumed.returncode == 0, resumed.stderr
     cut = api.Run.open(tmp_path / "cut")
     assert (cut.path / "predictions.csv").read_bytes() == (unbroken.path / "predictions.csv").read_bytes()
@@ -319,7 +319,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_like_an_unbroken_one(
 
 def test_patience_stops_early_and_keeps_the_best_epoch(convlens, tmp_path) -> None:
     flags = ("--limit", "300", "--epochs", "40", "--patience", "2", "--lr", "0.5", "--sched", "constant")
-    result = convlens("train", "mnist-5k", *flags, "--out", tmp_path, "--no-plots", "--json")
+    result = convlens("train", "mnist-5k", *flags, "--out", tmp_path, "--no-plots", "--no-report", "--json")
     assert result.returncode == 0, result.stderr
     losses = [row["val_loss"] for row in json.loads(result.stdout)["epochs"]]
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -347,7 +347,7 @@ def test_a_network_of_ones_own_from_the_folder_one_is_in(tmp_path) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    result = call("train", "mnist-5k", "-m", "mine:net", "--lr", "0.01", *SMALL, "--no-plots")
+    result = call("train", "mnist-5k", "-m", "mine:net", "--lr", "0.01", *SMALL, "--no-plots", "--no-report")
     assert result.returncode == 0, result.stderr
     assert "-m mine:net" in result.stderr  # in the commands that it says to type next
     run = "runs/mnist-5k-net-1"
@@ -378,6 +378,8 @@ def test_version(process) -> None:
 @pytest.mark.data
 @pytest.mark.slow
 def test_the_first_articles_figure(convlens, tmp_path) -> None:
-    result = convlens("train", "mnist", "--recipe", "lenet5-mnist", "--json", "--out", tmp_path, "--no-plots")
+    result = convlens(
+        "train", "mnist", "--recipe", "lenet5-mnist", "--json", "--out", tmp_path, "--no-plots", "--no-report"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["test"]["accuracy"] > 0.983  # about 98.5 %, less what one seed may differ

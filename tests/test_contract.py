@@ -71,7 +71,7 @@ def test_from_files_to_an_explained_model(name: str, model: str, tmp_path: Path)
     run = start(recipe, data, tmp_path / "runs")
     (row,) = advance(run, data)
     assert row["train_loss"] > 0
-    metrics = finish(run, data, plots=False)
+    metrics = finish(run, data, plots=False, report=False)
     assert len(metrics.classes) == len(spec.classes)
 
     file = run.model_file()

@@ -164,7 +164,7 @@ def test_two_thousand_damaged_pictures(tmp_path, monkeypatch) -> None:
     paths = corpus(root)
     assert len(paths) > 2000
     command = [sys.executable, "-W", "error", "-c", PROGRAM, "train", str(root), "--set", "data.max_bad=1"]
-    command += ["--set", "model.args.widths=[4,8]", "--size", "32", "--epochs", "1", "--no-plots"]
+    command += ["--set", "model.args.widths=[4,8]", "--size", "32", "--epochs", "1", "--no-plots", "--no-report"]
     ended = subprocess.run([*command, "--name", "run", "--out", str(tmp_path)], capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     peak = 1024 * int((tmp_path / "peak").read_text())

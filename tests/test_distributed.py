@@ -350,7 +350,7 @@ def flags(recipe: Recipe, out: Path, *more: object) -> tuple[object, ...]:
     file = out / "given.toml"
     out.mkdir(exist_ok=True)
     file.write_text(recipe.to_toml())
-    return ("train", "mnist-5k", "--recipe", file, "--limit", LIMIT, "--out", out, "--no-plots", *more)
+    return ("train", "mnist-5k", "--recipe", file, "--limit", LIMIT, "--out", out, "--no-plots", "--no-report", *more)
 
 
 def test_the_program_in_two_processes_and_its_files(data, tmp_path) -> None:
@@ -387,7 +387,7 @@ def test_a_folder_trains_in_two_processes_and_is_decoded_once(tmp_path, monkeypa
     recipe = replace(SHORT, batch_size=17, augment=AugmentConfig(flip=True, scale=0.6))
     (tmp_path / "given.toml").write_text(recipe.to_toml())
     mute = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
-    named = ("--recipe", tmp_path / "given.toml", "--out", tmp_path, "--name", "two", "--no-plots")
+    named = ("--recipe", tmp_path / "given.toml", "--out", tmp_path, "--name", "two", "--no-plots", "--no-report")
     codes, said = Two("train", tmp_path / "album", *named, before=mute, where=1).end()
     assert codes == [0, 0], said
     assert said[0].count("decoded 90 pictures in") == 1
@@ -417,7 +417,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path) -> None:
     done = len(run.history)
     assert 1 <= done < 30
     assert len(list(advance(run, data))) == 30 - done
-    assert finish(run, data, plots=False).images == len(data.test)
+    assert finish(run, data, plots=False, report=False).images == len(data.test)
 
 
 @pytest.mark.slow

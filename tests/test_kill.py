@@ -29,6 +29,7 @@ FLAGS = (
     "-b",
     "32",
     "--no-plots",
+    "--no-report",
 )
 
 
@@ -75,7 +76,7 @@ def kill_and_resume(convlens, out: Path, epochs: int, delay: float) -> Run:
     assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
     done = len(Run.open(out / "run").history)
     assert done < EPOCHS
-    resumed = convlens("train", "--resume", out / "run", "--no-plots")
+    resumed = convlens("train", "--resume", out / "run", "--no-plots", "--no-report")
     assert resumed.returncode == 0, resumed.stderr
     print(f"killed {delay:.2f} s after epoch {epochs}, when {done} were done")
     return Run.open(out / "run")
@@ -137,7 +138,7 @@ def test_killed_while_saving(convlens, unbroken, tmp_path, write, when) -> None:
     arguments = [str(write), when, "train", *FLAGS, "--out", str(tmp_path), "--name", "run"]
     killed = subprocess.run([sys.executable, "-c", KILLER, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
-    resumed = convlens("train", "--resume", out, "--no-plots")
+    resumed = convlens("train", "--resume", out, "--no-plots", "--no-report")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(Run.open(out), unbroken)
     assert not list(out.rglob(".*.part"))

@@ -270,7 +270,19 @@ def test_the_program(tmp_path, convlens, monkeypatch) -> None:
     (root / "red" / "notes.txt").write_text("x")
     (root / "red" / "bad.png").write_bytes(b"")
     ended = convlens(
-        "train", root, "--epochs", 2, "-b", 16, "--size", "24x20", "--json", "--no-plots", "--out", tmp_path / "r"
+        "train",
+        root,
+        "--epochs",
+        2,
+        "-b",
+        16,
+        "--size",
+        "24x20",
+        "--json",
+        "--no-plots",
+        "--no-report",
+        "--out",
+        tmp_path / "r",
     )
     assert ended.returncode == 0, ended.stderr
     assert "brought to 24 x 20, cropped at the centre where the proportions differ, in colour\n" in ended.stderr
@@ -334,7 +346,7 @@ def test_the_columns_of_a_csv_have_flags(tmp_path, capsys) -> None:
         cli.app([command, *map(str, (tmp_path / "all.csv", *flags, *more))], standalone_mode=False)
         return capsys.readouterr()
 
-    trained, _ = said("train", *quick, "--epochs", 1, "--no-plots", "--json", "--out", tmp_path / "r")
+    trained, _ = said("train", *quick, "--epochs", 1, "--no-plots", "--no-report", "--json", "--out", tmp_path / "r")
     split = {row["path"]: row["split"] for row in rows_of(Path(json.loads(trained)["run"]) / "split.csv")}
     for name, _, part, plant in rows:
         assert (split[name] == "test") == (part == "test")

@@ -39,7 +39,9 @@ OLD = Path(__file__).parent / "model-before-calibration.safetensors"  # written 
 def trained(convlens, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that the program made; 150 images are held out."""
     out = tmp_path_factory.mktemp("runs")
-    result = convlens("train", "mnist-5k", "--limit", "1500", "--epochs", "2", "--out", out, "--no-plots")
+    result = convlens(
+        "train", "mnist-5k", "--limit", "1500", "--epochs", "2", "--out", out, "--no-plots", "--no-report"
+    )
     assert result.returncode == 0, result.stderr
     assert "ECE" in result.stderr
     return out / "mnist-5k-vgg-1"

@@ -142,6 +142,7 @@ def test_the_program_measures_says_so_and_stores_the_number(convlens, tmp_path) 
         "-b",
         "auto",
         "--no-plots",
+        "--no-report",
         "--name",
         "run",
         "--out",

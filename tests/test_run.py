@@ -163,7 +163,7 @@ def test_a_changed_batch_size_is_said(data, tmp_path) -> None:
 
 def test_a_run_can_be_finished_early(data, tmp_path) -> None:
     run = begun(data, tmp_path)
-    finish(run, data, plots=False)
+    finish(run, data, plots=False, report=False)
     assert (run.metrics["epochs"], run.finished) == (1, True)
     with pytest.raises(UserError, match="no epoch yet"):
         finish(start(RECIPE, data, tmp_path), data)
@@ -246,7 +246,7 @@ def test_a_run_made_for_another_device_can_be_finished_here(data, tmp_path) -> N
     with pytest.raises(UserError, match="cuda:99"):
         list(advance(run, data))
     assert len(list(advance(run, data, device="cpu"))) == 2
-    assert finish(run, data, plots=False, device="cpu").images == len(data.test)
+    assert finish(run, data, plots=False, report=False, device="cpu").images == len(data.test)
 
 
 @pytest.mark.parametrize("tta", ["mirror", "mirror-shift"])

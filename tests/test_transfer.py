@@ -301,7 +301,7 @@ def test_a_run_and_its_file_need_the_weights_once(standin: ModuleType, tmp_path:
     assert [row["epoch"] for row in advance(run, data)] == [2, 3]
     from convlens.fitting import finish
 
-    finish(run, data, plots=False)
+    finish(run, data, plots=False, report=False)
     file = run.path / "model.safetensors"
     refused(lambda: Predictor.load(file), "if you trust that code, name it: -m timm:resnet18")
     predictor = Predictor.load(file, "timm:resnet18")
@@ -394,7 +394,18 @@ def test_a_body_with_a_rate_of_its_own() -> None:
 
 
 def test_at_the_terminal(standin: ModuleType, tmp_path: Path, convlens: Any) -> None:
-    flags = ("--limit", "300", "--epochs", "2", "-m", "timm:resnet18", "--set", "optim.head_epochs=1", "--no-plots")
+    flags = (
+        "--limit",
+        "300",
+        "--epochs",
+        "2",
+        "-m",
+        "timm:resnet18",
+        "--set",
+        "optim.head_epochs=1",
+        "--no-plots",
+        "--no-report",
+    )
     result = convlens("train", "mnist-5k", *flags, "--out", tmp_path, "--name", "run")
     assert result.returncode == 0, result.stderr
     assert "-m timm:resnet18" in result.stderr

@@ -74,6 +74,28 @@ def evaluate(
         raise typer.Exit(GATE)
 
 
+def report(
+    run: flags.RunPath,
+    language: flags.Language = "en",
+    out: flags.Page = None,
+    model: flags.OwnModel = None,
+    data_dir: flags.DataDir = None,
+) -> None:
+    """Write what a run found as one HTML page, which opens from the disk and needs nothing else."""
+    from .console import decoding, err
+    from .report import LANGUAGES, open_sources, write_report
+    from .run import Run
+
+    if language not in LANGUAGES:
+        raise unknown("language", language, LANGUAGES)
+    if out and (not out.parent.is_dir() or out.is_dir()):
+        raise UserError(f"cannot write {out}: it must be a file in a folder that exists")
+    sources = open_sources(Run.open(run), data_dir, model, decoding())
+    for sentence in sources.lacking:
+        err.print(f"left out: {sentence}")
+    print(write_report(sources, out, language))
+
+
 def explain(
     run: flags.RunPath,
     images: flags.Images = None,

@@ -92,6 +92,7 @@ for command in (
     learning.bench,
     answering.evaluate,
     answering.explain,
+    answering.report,
     answering.predict,
     telling.compare,
     telling.card,

@@ -101,14 +101,14 @@ def _advance(
             return
 
 
-def finish(run: Run, data: Data, plots: bool = True, device: str | None = None) -> Metrics:
+def finish(run: Run, data: Data, plots: bool = True, report: bool = True, device: str | None = None) -> Metrics:
     """Look at the test set with the kept weights (the best epoch's, or the last one's where nothing was held out) and
-    write metrics, predictions, the model file and the plots. `device` wins over the recipe's."""
+    write metrics, predictions, the model file, the plots and the report. `device` wins over the recipe's."""
     with only_one(run):
-        return _finish(run, data, plots, device)
+        return _finish(run, data, plots, report, device)
 
 
-def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
+def _finish(run: Run, data: Data, plots: bool, page: bool, device: str | None) -> Metrics:
     recipe = _recipe(run)
     model, epoch = kept_model(run, data, device)
     answers = answers_of(model, data, sharded=True)
@@ -117,7 +117,7 @@ def _finish(run: Run, data: Data, plots: bool, device: str | None) -> Metrics:
     tta = None
     if recipe.tta != "none":  # beside the plain accuracy, which is what the model file alone gives
         tta = metrics_of(logits_of(model, data.test, tta=recipe.tta, sharded=True), data.test.labels.cpu())
-    on_main(_write_results, run, data, model, epoch, answers, test, tta, plots)
+    on_main(_write_results, run, data, model, epoch, answers, test, tta, plots, page)
     return test
 
 
@@ -130,6 +130,7 @@ def _write_results(
     test: Metrics,
     tta: Metrics | None,
     plots: bool,
+    page: bool,
 ) -> None:
     recipe, history = run.recipe, run.history
     calibration = calibrate(*answers["val"]) if "val" in answers else Calibration()
@@ -168,6 +169,10 @@ def _write_results(
         from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
 
         draw_run(run.path / "plots", model, data, history, calibrated, test)
+    if page:
+        from .report import Sources, write_report  # likewise
+
+        write_report(Sources(run, data, file))
 
 
 def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:

@@ -122,6 +122,7 @@ Finish = Annotated[
 ]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe as TOML and stop.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures at the end.")]
+WithReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")]
 
 # What `bench` measures
 BenchRecipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a .toml file.")]
@@ -176,6 +177,10 @@ OutOrNone = Annotated[
 RunName = Annotated[
     str | None, typer.Option("--name", metavar="N", help="The run's folder in it. [default: <data>-<model>-<n>]")
 ]
+Page = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="The page. [default: report.html in the run's folder]")
+]
+Language = Annotated[str, typer.Option("--lang", metavar="en|zh", help="The page's language: English or Chinese.")]
 OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="A .csv or .json file. [default: CSV on stdout]")
 ]

@@ -44,6 +44,7 @@ def train(
     resume: flags.Resume = None,
     finish: flags.Finish = False,
     plots: flags.Plots = True,
+    report: flags.WithReport = True,
     print_recipe: flags.PrintRecipe = False,
     as_json: flags.Json = False,
 ) -> None:
@@ -95,7 +96,7 @@ def train(
             given["batch_size"] = measured_batch_size(made, loaded)
             made = recipe_from(base, given, settings or ())
         run = on_main(start, made, loaded, out, name)
-    train_to_the_end(run, loaded, plots, as_json, device if resume else None, finish)
+    train_to_the_end(run, loaded, plots, report, as_json, device if resume else None, finish)
 
 
 def lr_find(

@@ -91,7 +91,13 @@ def measured_batch_size(recipe: Recipe, data: Data) -> int:
 
 
 def train_to_the_end(
-    run: Run, data: Data, plots: bool, as_json: bool, device: str | None = None, no_more: bool = False
+    run: Run,
+    data: Data,
+    plots: bool,
+    report: bool,
+    as_json: bool,
+    device: str | None = None,
+    no_more: bool = False,
 ) -> None:
     """Train (or, with `no_more`, take the run as it stands), telling stderr how it goes; exits with 130 or 143 where it
     was interrupted, everything saved."""
@@ -111,7 +117,7 @@ def train_to_the_end(
         if number and not on_main(lambda: run.ended):
             err.print(f"interrupted; all is saved. Go on with: convlens train --resume {path}{own}")
             sys.exit(128 + number)
-        metrics = finish(run, data, plots, device)
+        metrics = finish(run, data, plots, report, device)
     if rank():
         return
     seconds, history = time.perf_counter() - begun, run.history
@@ -125,6 +131,8 @@ def train_to_the_end(
         test = {key: value for key, value in metrics.to_dict().items() if key != "classes"}
         print(json.dumps({"run": str(run.path), "epochs": history, "test": test, "seconds": round(seconds, 3)}))
         return
+    if report:
+        err.print(f"\nThe report is {run.path / 'report.html'}: one page to look at, to print and to send.")
     err.print(f"\nThe run is in {run.path}: plots/, metrics.json, predictions.csv, model.safetensors. What next:")
     err.print(f"  convlens explain {path} test:0{own}     what every layer makes of the first test image")
     err.print(f"  convlens evaluate {path}{own}           precision, recall and F1 of every class")
