@@ -67,8 +67,11 @@ def read_outcomes(path: Path, classes: Sequence[str]) -> Outcomes:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file)
             of_files = next(rows)[0] == "file"
-            listed = [(row[0], number[row[1]], number[row[2]], row[4:]) for row in rows]
-        probabilities = np.array([row[3] for row in listed], dtype=np.float64)
+            listed = [
+                (row[0], number[row[1]], number[row[2]], np.array(row[4:], dtype=np.float64))  # as text: many times it
+                for row in rows
+            ]
+        probabilities = np.array([row[3] for row in listed])
         if probabilities.shape != (len(listed), len(classes)):
             raise ValueError(f"it has not {len(classes)} probabilities a line")
     except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
