@@ -374,6 +374,7 @@ def test_the_program_in_two_processes_and_its_files(data, tmp_path) -> None:
     assert run.metrics["test"]["images"] == len(data.test)
 
 
+@pytest.mark.slow
 def test_a_folder_trains_in_two_processes_and_is_decoded_once(tmp_path, monkeypatch) -> None:
     """Both map the cache that the main process fills; the other could not: its files end at 1,000 bytes."""
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
@@ -441,6 +442,7 @@ def test_torchrun_interrupted_then_resumed_in_two(data, tmp_path) -> None:
     assert len(list(advance(run, data))) == 30 - done
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_both_with_one_message(tmp_path) -> None:
     small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (9000, 9000))
     codes, said = Two(*flags(SHORT, tmp_path, "--name", "run"), before=small).end()

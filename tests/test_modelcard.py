@@ -214,6 +214,7 @@ def test_of_own_pictures_no_path_is_told_and_the_sizes_of_classes_are(tmp_path) 
     assert f"The training images of a class are from {counts['light']} (light) to {counts['dark']} (dark)." in text
 
 
+@pytest.mark.slow
 def test_its_code_and_its_commands_run(run: Run, convlens, tmp_path) -> None:
     text = model_card(run)
     shutil.copy(run.path / "model.safetensors", tmp_path)

@@ -47,6 +47,7 @@ def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = "from convlens import trial; trial.peak_flops = lambda *_: 1e15; trial.main()"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_reports_lines_of_json(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(replace(TINY, tta="mirror").to_toml(), encoding="utf-8")

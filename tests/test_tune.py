@@ -280,6 +280,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.slow
 def test_killed_and_taken_up_at_the_terminal(convlens, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convlens", "tune", *FLAGS, "--out", str(tmp_path / "cut")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -309,6 +310,7 @@ def test_killed_and_taken_up_at_the_terminal(convlens, tmp_path: Path) -> None:
     assert "best of 3 trials around quick" in trained.stdout
 
 
+@pytest.mark.slow
 def test_interrupted_at_the_terminal(tmp_path: Path) -> None:
     command = [
         sys.executable,
