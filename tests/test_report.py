@@ -423,7 +423,7 @@ def test_a_thousand_classes_cost_no_more_than_their_images() -> None:
         reporting._Pictures(outcomes, None),
         {"cells": {}, "pictures": {}},
     )
-    assert time.process_time() - begun < 3  # a sum of a row for every cell takes fifteen
+    assert time.process_time() - begun < 3  # a sum of a row for every cell takes ten
     assert shown["matrix"] == []
 
 
