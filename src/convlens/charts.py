@@ -16,7 +16,7 @@ from markupsafe import Markup
 RIGHT, TOP, BELOW = 24.0, 12.0, 46.0  # margins around the plot, in the SVG's own pixels
 LETTER = 10.0  # the width of a digit at most
 DOTS = 40  # points of a series above which markers would run into one another
-COLOURS = 10  # of groups of points; what comes behind them begins anew
+COLOURS = 10  # of groups of points; the next so many are squares, and what comes behind them begins anew
 CROSS = "m-4-4 8 8m0-8-8 8"
 MARKERS = (  # around the origin
     Markup('<circle r="3.5"/>'),
@@ -142,7 +142,8 @@ def scatter(
             )
             for (x, y), (_, _, marked, words) in zip(spots, members, strict=True)
         ]
-        parts.append(Markup('<g class="g{}">{}</g>').format(number % COLOURS, Markup("").join(marks)))
+        kind = f"g{number % COLOURS}" + (" square" if number // COLOURS % 2 else "")
+        parts.append(Markup('<g class="{}">{}</g>').format(kind, Markup("").join(marks)))
         if spots and name:
             names.append((median(x for x, _ in spots), median(y for _, y in spots), name))
     return Markup('<svg class="chart scatter" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>').format(

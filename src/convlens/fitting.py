@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shlex
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from .errors import FAILED, UserError
 from .evaluation import Metrics, answers_of, logits_of, metrics_of
 from .files import csv_text, write_json, write_whole, writing_whole
 from .modelcard import NAME as CARD
-from .modelcard import model_card
+from .modelcard import model_card, write_card
 from .modelfile import ModelFile, save_model
 from .optim import objective
 from .recipe import LossConfig, Recipe
@@ -31,6 +33,7 @@ from .splits import Split
 from .training import Position, Watch, train
 
 GOLDEN = 8  # test images whose logits go into the model file
+LOG = logging.getLogger(__name__)  # unless a program says otherwise, warnings go to stderr as they are
 
 
 def fit(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None = None) -> Run:
@@ -166,15 +169,39 @@ def _write_results(
         for lines in _predictions_csv(data, calibrated):
             csv_file.write(lines)
     write_json(run.path / "metrics.json", measured)  # it is what says that the run is finished
-    write_whole(run.path / CARD, model_card(run))
+    own = f" -m {shlex.quote(recipe.model.name)}" if ":" in recipe.model.name else ""
+    path = shlex.quote(str(run.path))
+    _add("model card", f"convlens card {path}", lambda: write_card(model_card(run), run.path / CARD))
     if plots:
-        from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
 
-        draw_run(run.path / "plots", model, data, history, calibrated, test)
+        def draw() -> None:
+            from .gallery import draw_run  # matplotlib takes half a second that a run without plots need not pay
+
+            draw_run(run.path / "plots", model, data, history, calibrated, test)
+
+        _add("plots", f"convlens report {path}{own}", draw)  # which has the same curves
     if page:
-        from .report import Sources, write_report  # likewise
 
-        write_report(Sources(run, data, file))
+        def write() -> None:
+            from .report import Sources, write_report  # likewise
+
+            write_report(Sources(run, data, file))
+
+        _add("report", f"convlens report {path}{own}", write)
+
+
+def _add(what: str, command: str, make: Callable[[], object]) -> None:
+    """Make what a run that is finished has beside its results: where that fails they are no less there."""
+    try:
+        make()
+    except Exception as error:
+        why = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+        LOG.warning(
+            "convlens: the run is finished, but its %s was left out: %s; to make it anew: %s", what, why, command
+        )
+    except BaseException:
+        LOG.warning("convlens: stopped; the run is finished, only its %s was left out; to make it: %s", what, command)
+        raise
 
 
 def kept_model(run: Run, data: Data, device: str | None = None) -> tuple[nn.Module, int]:
@@ -230,7 +257,9 @@ def _predictions_csv(data: Data, logits: Tensor) -> Iterator[bytes]:
         probabilities = logits[places].double().softmax(1)
         chosen = zip(data.test.index[places].tolist(), data.test.labels[places].tolist(), strict=True)
         rows: list[list[object]] = []
-        for (i, label), row, best in zip(chosen, probabilities.tolist(), logits[places].argmax(1).tolist(), strict=True):
+        for (i, label), row, best in zip(
+            chosen, probabilities.tolist(), logits[places].argmax(1).tolist(), strict=True
+        ):
             place = data.files[i] if data.files else i
             names = data.classes[label], data.classes[best]
             rows.append([place, *names, int(best == label), *(f"{p:.9g}" for p in row)])

@@ -74,7 +74,7 @@ def read_outcomes(path: Path, classes: Sequence[str]) -> Outcomes:
         probabilities = np.array([row[3] for row in listed])
         if probabilities.shape != (len(listed), len(classes)):
             raise ValueError(f"it has not {len(classes)} probabilities a line")
-    except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
         raise UserError(f"{path} is missing or damaged: {error}", FAILED) from error
     names = tuple(row[0] if of_files else f"test:{place}" for place, row in enumerate(listed))
     labels, predicted = (np.array([row[i] for row in listed]) for i in (1, 2))

@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
+from .calibration import expected_error
 from .charts import Axis, Series, chart, legend, percent, scatter
-from .confidence import Bin, coverage_curve, reliability_bins
+from .confidence import BINS, Bin, Trust, coverage_curve, reliability_bins
 from .outcomes import Outcomes
 from .robust import Robustness
 
 Say = Callable[..., str]
+ROWS = 20  # of the table of coverage, about
 
 
 @dataclass(frozen=True)
 class Titled:
-    """A chart with what stands above and below it."""
+    """A chart with what stands above and below it; `columns` and `rows` are a table of its values."""
 
     title: str
     legend: Markup
     drawing: Markup
     note: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
 def training_charts(history: Sequence[dict[str, Any]], say: Say) -> list[Titled]:
@@ -54,14 +58,27 @@ def training_charts(history: Sequence[dict[str, Any]], say: Say) -> list[Titled]
     return drawn
 
 
-def trust_charts(outcomes: Outcomes, temperature: float, say: Say) -> list[Titled]:
+def trust_of(outcomes: Outcomes, temperature: float) -> Trust:
+    """As `confidence.trust` has it, to the six digits of predictions.csv."""
+    right, calibrated = torch.from_numpy(outcomes.right), torch.from_numpy(outcomes.confidence)
+    raw = torch.from_numpy(outcomes.before(temperature)) if temperature != 1 else calibrated
+    return Trust(
+        images=len(right),
+        temperature=temperature,
+        ece=expected_error(raw, right, BINS),
+        ece_calibrated=expected_error(calibrated, right, BINS),
+        bins=reliability_bins(raw, right),
+        calibrated=reliability_bins(calibrated, right),
+        coverage=coverage_curve(calibrated, right),
+    )
+
+
+def trust_charts(found: Trust, say: Say) -> list[Titled]:
     """The reliability diagram, before and after calibration, and accuracy over coverage."""
-    right = torch.from_numpy(outcomes.right)
-    after = reliability_bins(torch.from_numpy(outcomes.confidence), right)
-    tables = [(say("calibrated") if temperature != 1 else say("as it is"), after, 0)]
-    if temperature != 1:
-        before = reliability_bins(torch.from_numpy(outcomes.before(temperature)), right)
-        tables.insert(0, (say("before calibration"), before, 1))
+    after = found.calibrated
+    tables = [(say("calibrated") if found.temperature != 1 else say("as it is"), after, 0)]
+    if found.temperature != 1:
+        tables.insert(0, (say("before calibration"), found.bins, 1))
     series = [
         Series(
             name,
@@ -77,9 +94,15 @@ def trust_charts(outcomes: Outcomes, temperature: float, say: Say) -> list[Title
     x, y = Axis(say("confidence"), 0, 1, percent), Axis(say("share that is right"), 0, 1, percent)
     title = say("Reliability")
     note = say("On the dotted line the network is right as often as it says.")
-    drawn = [Titled(title, legend(series), chart(title, series, x, y, columns, diagonal=True), note)]
+    heads = [say("confidence"), *(word for name, _, _ in tables for word in (name, say("images")))]
+    rows = [
+        [f"{percent(b.low)} – {percent(b.high)}", *(cell for _, bins, _ in tables for cell in _bin_cells(bins[i]))]
+        for i, b in enumerate(after)
+    ]
+    drawing = chart(title, series, x, y, columns, diagonal=True)
+    drawn = [Titled(title, legend(series), drawing, note, heads, rows)]
 
-    points = coverage_curve(torch.from_numpy(outcomes.confidence), right)[::-1]
+    points = found.coverage[::-1]
     curve = Series(say("accuracy of what is answered"), [(p.coverage, p.accuracy) for p in points])
     told = [
         (
@@ -96,7 +119,16 @@ def trust_charts(outcomes: Outcomes, temperature: float, say: Say) -> list[Title
     title, x = say("Coverage against accuracy"), Axis(say("share of images that are answered"), 0, 1, percent)
     y = _shares(say("accuracy"), [p.accuracy for p in points])
     note = say("What is left when the network keeps silent below a threshold of its probability.")
-    return [*drawn, Titled(title, legend([curve]), chart(title, [curve], x, y, told), note)]
+    heads = [say("coverage"), say("accuracy"), say("threshold")]
+    rows = [
+        [f"{p.coverage:.2%}", f"{p.accuracy:.2%}", f"{p.threshold:.4f}"]
+        for p in found.coverage[:: max(len(found.coverage) // ROWS, 1)]
+    ]
+    return [*drawn, Titled(title, legend([curve]), chart(title, [curve], x, y, told), note, heads, rows)]
+
+
+def _bin_cells(of: Bin) -> list[str]:
+    return ["–" if of.accuracy is None else f"{of.accuracy:.1%}", f"{of.right + of.wrong:,}"]
 
 
 def _bin_words(tables: Sequence[tuple[str, Sequence[Bin], int]], i: int, say: Say) -> list[str]:

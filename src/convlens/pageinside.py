@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attribution import attribute
@@ -47,17 +48,30 @@ def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Say) -> 
     }
     if data is None:
         return found
-    for key, make in (
-        ("examples", lambda: _examples(model, data, outcomes, say)),
-        ("map", lambda: _map(model, data, outcomes, located)),
-        ("mistakes", lambda: [_mistake(model, data, outcomes, place) for place in outcomes.worst(mistakes).tolist()]),
+    for key, title, make in (
+        ("examples", say("What the layers make of three images"), lambda: _examples(model, data, outcomes, say)),
+        ("map", say("Map of the test images"), lambda: _map(model, data, outcomes, located)),
+        (
+            "mistakes",
+            say("What spoke for the worst mistakes"),
+            lambda: [_mistake(model, data, outcomes, place) for place in outcomes.worst(mistakes).tolist()],
+        ),
     ):
-        try:
-            found[key] = make()
-        except UserError as error:  # no convolution, or captum is not installed
-            found["lacking"].append(str(error))
+        found[key] = attempt(title, make, found["lacking"], say) or found[key]
     found["lacking"] = list(dict.fromkeys(found["lacking"]))
     return found
+
+
+def attempt(title: str, make: Callable[[], Any], lacking: list[str], say: Say) -> Any:
+    """What `make` gives, or None and a sentence more in `lacking`: networks of the user's own may do anything, and a
+    page without a part is better than none."""
+    try:
+        return make()
+    except UserError as error:  # no convolution, or captum is not installed
+        lacking.append(str(error))
+    except Exception as error:
+        lacking.append(say("{part} was left out: {error}", part=title, error=" ".join(repr(error).split())))
+    return None
 
 
 def _filters(model: nn.Module) -> dict[str, Any] | None:
@@ -121,6 +135,7 @@ def _map(model: nn.Module, data: Data, outcomes: Outcomes, count: int) -> dict[s
     places = torch.linspace(0, len(data.test) - 1, min(count, len(data.test))).long()
     features, _ = features_of(model, data.test, places)
     coordinates, shares = pca(features)
+    coordinates = F.pad(coordinates, (0, 2 - coordinates.shape[1]))  # of a single feature there is one component
     chosen = places.numpy()
     return {
         "points": coordinates.numpy(),

@@ -6,8 +6,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from .files import write_whole
 from .intervals import wilson
 from .modelfile import ModelFile
 from .outcomes import Outcomes, read_outcomes
-from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts
-from .pageinside import inside
-from .repeating import repeating_command
+from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts, trust_of
+from .pageinside import attempt, inside
+from .repeating import evaluating_command, last_name, repeating_command, stand_ins, without_paths
 from .robust import robustness
 from .run import Run
+from .splits import Split
 from .thumbnails import LONGEST, heat_tile, thumbnail
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
@@ -38,9 +40,14 @@ SHOWN = 24  # of the worst mistakes, and of the surest right answers
 SMOOTH = 48  # pixels of a side from which on images are shown smoothly rather than pixel by pixel
 HARMED, LEAST_HARMED = 1000, 50  # test images that are corrupted
 ARITHMETIC = 7e11  # multiply-adds that this may take: at most some fifteen seconds on two processors
+PIXELS_HARMED = (
+    4e8  # and pixels and channels, harmed in every way: at 30 to 110 ns each, mostly JPEG, no more than that
+)
 GRID = 8  # training images a class
-FILTERS: dict[str, Callable[[float], str]] = {
+WRAPPER = re.compile(r"(?<![\w.])network\.")  # what the names of all layers of a network begin with
+FILTERS: dict[str, Callable[..., str]] = {
     "n": "{:,}".format,
+    "short_name": lambda text: WRAPPER.sub("", text),
     "percent": "{:.2%}".format,
     "short": lambda share: f"{share:.2%}" if 0 < share < 0.0995 else f"{share:.1%}",
     "memory": lambda count: f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB",
@@ -107,13 +114,16 @@ def page(sources: Sources, language: str = "en") -> str:
     jinja.filters |= FILTERS
     run, data, file = sources.run, sources.data, sources.file
     environment, recipe, history = run.environment, run.recipe, run.history
-    classes = tuple(environment["data"]["classes"])
+    classes, unplaced = tuple(environment["data"]["classes"]), without_paths(run)
+    seen = environment["data"]
+    environment["data"] = seen | {key: seen[key] and last_name(seen[key]) for key in ("folder", "data_dir")}
+    lacking = list(sources.lacking)
     found = {
         "run": run.path.absolute().name,
         "convlens": environment.get("convlens", __version__),
         "finished": run.finished,
         "command": repeating_command(run),
-        "recipe": recipe.to_dict(),
+        "recipe": _throughout(recipe.to_dict(), unplaced),
         "environment": environment,
         "history": history,
         "metrics": None,
@@ -121,8 +131,10 @@ def page(sources: Sources, language: str = "en") -> str:
     }
     shown: dict[str, Any] = {
         "recipe": recipe,
-        "recipe_toml": recipe.to_toml(),
-        "lacking": sources.lacking,
+        "recipe_toml": unplaced(recipe.to_toml()),
+        "stand_ins": stand_ins(run),
+        "measuring": evaluating_command(run),
+        "early": run.finished and _early(run),
         "smooth": bool(data and min(data.input.size) >= SMOOTH),
         "classes": classes,
         "counts": _counts(run, data, classes),
@@ -139,19 +151,24 @@ def page(sources: Sources, language: str = "en") -> str:
         test = metrics["test"]
         right = sum(row[i] for i, row in enumerate(test["confusion"]))
         outcomes = read_outcomes(run.path / "predictions.csv", classes)
+        outcomes = replace(outcomes, names=tuple(map(last_name, outcomes.names)))
         found |= {"metrics": metrics, "interval": wilson(right, test["images"])}
         pictures = _Pictures(outcomes, data)
         shown["results"] = _results(outcomes, test, pictures, album)
-        shown["trust"] = trust_charts(outcomes, metrics["calibration"]["temperature"], say)
-        if file:
-            seen = inside(file, data, outcomes, say)
-            if seen["map"]:
-                seen["map"] |= {"chart": map_chart(seen["map"], classes, len(classes) <= MATRIX, say)}
-            shown["inside"], found["layers"] = seen, seen["summary"].to_dict()
-            if data and (limit := _harmed(seen["summary"].macs, len(data.test))):
-                robust = robustness(file.model, data.test, limit)
-                shown["robustness"] = {"found": robust, "charts": robustness_charts(robust, say)}
-                found["robustness"] = robust.to_dict()
+        trust = trust_of(outcomes, metrics["calibration"]["temperature"])
+        shown["trust"], found["trust"] = trust_charts(trust, say), trust.to_dict()
+        if file and (within := attempt(say("Inside"), lambda: inside(file, data, outcomes, say), lacking, say)):
+            if within["map"]:
+                within["map"] |= {"chart": map_chart(within["map"], classes, len(classes) <= MATRIX, say)}
+            within["lacking"] = list(map(unplaced, within["lacking"]))
+            shown["inside"], found["layers"] = within, within["summary"].to_dict()
+            if data and (limit := _harmed(within["summary"].macs, data.test, len(classes))):
+                title = say("Worse images")
+                robust = attempt(title, lambda: robustness(file.model, data.test, limit), lacking, say)
+                if robust:
+                    shown["robustness"] = {"found": robust, "charts": robustness_charts(robust, say)}
+                    found["robustness"] = robust.to_dict()
+    shown["lacking"] = list(map(unplaced, lacking))
     script = jinja.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return jinja.get_template("report.html").render(
@@ -171,10 +188,28 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _harmed(macs: int, images: int) -> int:
-    """How many test images are harmed in every way; 0 where a network is too large for as many as tell anything."""
-    count = min(HARMED, int(ARITHMETIC / max(macs, 1) / (1 + len(CORRUPTIONS) * len(STRENGTHS))))
-    return count if count >= min(LEAST_HARMED, images) else 0
+def _throughout(value: Any, change: Callable[[str], str]) -> Any:
+    """Settings with `change` made to every text in them."""
+    if isinstance(value, dict):
+        return {key: _throughout(of, change) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_throughout(of, change) for of in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _early(run: Run) -> bool:
+    """Whether a finished run was taken as it stood, before its recipe's end and before its patience ran out."""
+    recipe, metrics = run.recipe, run.metrics
+    tired = recipe.patience > 0 and metrics["epochs"] - metrics["epoch"] >= recipe.patience
+    return metrics["epochs"] < recipe.epochs and not tired
+
+
+def _harmed(macs: int, test: Split, classes: int) -> int:
+    """How many test images are harmed in every way; 0 where a network or the images are too large for as many as tell
+    anything, or as there are classes: a sample has an image of each."""
+    each = ARITHMETIC / max(macs, 1), PIXELS_HARMED / test.store[0].numel()
+    count = min(HARMED, int(min(each) / (1 + len(CORRUPTIONS) * len(STRENGTHS))))
+    return count if count >= min(max(LEAST_HARMED, classes), len(test)) else 0
 
 
 def _counts(run: Run, data: Data | None, classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -237,8 +272,9 @@ def _results(outcomes: Outcomes, test: dict[str, Any], pictures: _Pictures, albu
     worst, surest = outcomes.worst(SHOWN).tolist(), outcomes.surest(SHOWN).tolist()
     for place in {p for _, places in album["cells"].values() for p in places} | {*worst, *surest}:
         album["pictures"][str(place)] = _answer(outcomes, pictures, place)
+    matrix = [[_strength(count, of) for count in row] for row in counts for of in (sum(row),)] if k <= MATRIX else []
     return {
-        "matrix": [[_strength(counts[i][j], sum(counts[i])) for j in range(k)] for i in range(k)],
+        "matrix": matrix,
         "whole": k <= MATRIX,
         "heat": "" if k <= MATRIX else _heat(counts),
         "pairs": pairs,

@@ -131,7 +131,7 @@ def train_to_the_end(
         test = {key: value for key, value in metrics.to_dict().items() if key != "classes"}
         print(json.dumps({"run": str(run.path), "epochs": history, "test": test, "seconds": round(seconds, 3)}))
         return
-    if report:
+    if report and (run.path / "report.html").exists():
         err.print(f"\nThe report is {run.path / 'report.html'}: one page to look at, to print and to send.")
     err.print(f"\nThe run is in {run.path}: plots/, metrics.json, predictions.csv, model.safetensors. What next:")
     err.print(f"  convlens explain {path} test:0{own}     what every layer makes of the first test image")

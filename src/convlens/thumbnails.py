@@ -70,7 +70,9 @@ def _shrunk(pixels: np.ndarray) -> str:
     scale = LONGEST / max(pixels.shape[:2])
     if scale < 1:
         size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS))
+        pixels = np.asarray(
+            Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        )
     return uri(pixels)
 
 

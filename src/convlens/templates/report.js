@@ -84,7 +84,7 @@ const box = make("div", "box");
 const tip = make("div", "tip");
 tip.hidden = true;
 document.body.append(tip);
-document.addEventListener("pointermove", (event) => {
+const point = (event) => {
   const text = event.target instanceof Element && event.target.closest("[data-tip]")?.dataset.tip;
   tip.hidden = !text;
   box.remove();
@@ -99,7 +99,8 @@ document.addEventListener("pointermove", (event) => {
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - width - 4))}px`;
   tip.style.top = `${event.clientY + height + 22 > innerHeight ? event.clientY - height - 12 : event.clientY + 16}px`;
-});
+};
+for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, point); // a tap moves nothing
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
 // Light and dark
