@@ -17,6 +17,7 @@ from PIL import Image
 
 from convlens import Data, Recipe, Run, load
 from convlens.errors import FAILED
+from convlens.fitting import finish
 from convlens.intervals import wilson
 from convlens.modelcard import NAME, model_card, plain, write_card
 from convlens.modelcard import yaml as quoted
@@ -288,6 +289,14 @@ def test_the_command_writes_it_and_never_over_an_edited_one(run: Run, convlens, 
     refused(lambda: write_card(model_card(run), out), out, "says something else", "--out")
     assert out.read_text() == "mine"
     refused(lambda: write_card("x", tmp_path / "none" / "README.md"), "README.md", exit_code=FAILED)
+
+
+def test_a_run_that_is_finished_again_keeps_an_edited_card(run: Run, data: Data, tmp_path, caplog) -> None:
+    shutil.copytree(run.path, tmp_path / "again")
+    (tmp_path / "again" / NAME).write_text("mine")
+    finish(Run.open(tmp_path / "again"), data, plots=False, report=False)
+    assert (tmp_path / "again" / NAME).read_text() == "mine"
+    assert "its model card was left out" in caplog.text
 
 
 def test_without_a_result_there_is_no_card(run: Run, tmp_path) -> None:
