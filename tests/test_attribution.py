@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from convlens import attribute, build
-from convlens.attribution import METHODS, baseline_of, class_index, grad_cam_layer
+from convlens.attribution import METHODS, _at_once, baseline_of, class_index
+from convlens.errors import UserError
+from convlens.explain import grad_cam_layer
 from convlens.models.normalize import Normalize
 from planted import network, planted, trained_network
 from refusals import refused
@@ -48,6 +50,12 @@ class Difference(nn.Module):
         return (logits[:, 2] - logits[:, 4])[:, None]
 
 
+def grad_cam_at(model: nn.Module) -> int:
+    """The place of the activation behind the last convolution."""
+    features = model.network.features
+    return [i for i, layer in enumerate(features) if isinstance(layer, nn.Conv2d)][-1] + 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("against", [None, 4])
 def test_values_are_captums_own(method: str, against: int | None, model: nn.Module, images: Tensor) -> None:
@@ -55,7 +63,7 @@ def test_values_are_captums_own(method: str, against: int | None, model: nn.Modu
     whole, target = (model, 2) if against is None else (Difference(model), 0)
     pixels = images.float().requires_grad_()
     gray = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1).mul(255).expand(1, 3, *SIZE)
-    layer = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    layer = model.network.features[grad_cam_at(model)]
     for i, found in enumerate(attribute(model, images, method, 2, against, baseline=gray[0])):
         one = pixels[i : i + 1]
         expected = (
@@ -227,9 +235,18 @@ def test_a_compiled_model_gives_the_same(images: Tensor, model: nn.Module) -> No
     torch.compiler.reset()
 
 
-def test_grad_cam_chooses_the_last_convolution_with_maps(model: nn.Module, images: Tensor) -> None:
-    convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    assert attribute(model, images[:1])[0].layer == convolutions[-1]
+def test_grad_cam_chooses_the_last_layer_with_maps_as_fine_as_the_last_convolutions(
+    model: nn.Module, images: Tensor
+) -> None:
+    assert attribute(model, images[:1])[0].layer == f"network.features.{grad_cam_at(model)}"
+    assert isinstance(model.network.features[grad_cam_at(model)], nn.ReLU)
+    residual = build("resnet20", channels=3, classes=2, size=(32, 32))
+    assert grad_cam_layer(residual, torch.zeros(1, 3, 32, 32)) == "network.blocks"  # its last block's output
+    coarser = grad_cam_layer(residual, torch.zeros(1, 3, 16, 16))  # 4 pixels of a side in the last three blocks
+    assert coarser == "network.blocks.5"
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, 2), nn.Flatten())
+    assert grad_cam_layer(wide, torch.zeros(1, 1, 8, 8)) == "2"
     one = nn.Sequential(Normalize((0.0,), (1.0,)), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 4), nn.Flatten())
     unused = nn.Module()
     unused.add_module("later", nn.Conv2d(1, 1, 1))
@@ -254,6 +271,49 @@ def test_grad_cam_of_any_layer_with_maps(model: nn.Module, images: Tensor) -> No
             )
             torch.testing.assert_close(found.values, expected[0].detach())
             assert found.layer == name
+
+
+def test_a_layer_may_be_named_as_tables_do(model: nn.Module, images: Tensor) -> None:
+    short, full = (attribute(model, images[:1], layer=name)[0] for name in ("features.2", "network.features.2"))
+    assert short.layer == "network.features.2"
+    assert torch.equal(short.values, full.values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_gradient_reaches_the_pixels_that_is_said(method: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                maps = self.body(x).relu()
+            return self.head(maps.mean((2, 3)))
+
+    model, images = Cut(), planted(1, seed=0)[0]
+    if method == "occlusion":
+        assert attribute(model, images, method)[0].heat.abs().max() > 0
+    else:
+        with pytest.raises(UserError, match=r"no gradient reaches the pixels .* ask by occlusion"):
+            attribute(model, images, method)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "occlusion"])
+def test_large_images_are_passed_fewer_at_a_time(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = network(), planted(1, seed=3)[0]
+    largest: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, x: largest.append(len(x[0])))
+    whole = attribute(model, images, method, 0)[0]
+    assert max(largest) == 32
+    monkeypatch.setattr("convlens.attribution.AT_ONCE", (32, 5 * 24 * 24))
+    largest.clear()
+    parts = attribute(model, images, method, 0)[0]
+    handle.remove()
+    assert max(largest) == 5
+    torch.testing.assert_close(parts.values, whole.values, rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    assert [_at_once(torch.empty(1, 3, n, n)) for n in (32, 224, 1000)] == [32, 6, 1]
 
 
 def test_refusals(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
