@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from convlens import attribute, build
-from convlens.attribution import METHODS, baseline_of, class_index, grad_cam_layer
+from convlens.attribution import METHODS, _at_once, baseline_of, class_index
+from convlens.errors import UserError
+from convlens.explain import grad_cam_layer
 from convlens.models.normalize import Normalize
 from planted import network, planted, trained_network
 from refusals import refused
@@ -254,6 +256,49 @@ def test_grad_cam_of_any_layer_with_maps(model: nn.Module, images: Tensor) -> No
             )
             torch.testing.assert_close(found.values, expected[0].detach())
             assert found.layer == name
+
+
+def test_a_layer_may_be_named_as_tables_do(model: nn.Module, images: Tensor) -> None:
+    short, full = (attribute(model, images[:1], layer=name)[0] for name in ("features.2", "network.features.2"))
+    assert short.layer == "network.features.2"
+    assert torch.equal(short.values, full.values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_gradient_reaches_the_pixels_that_is_said(method: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                maps = self.body(x).relu()
+            return self.head(maps.mean((2, 3)))
+
+    model, images = Cut(), planted(1, seed=0)[0]
+    if method == "occlusion":
+        assert attribute(model, images, method)[0].heat.abs().max() > 0
+    else:
+        with pytest.raises(UserError, match=r"no gradient reaches the pixels .* ask by occlusion"):
+            attribute(model, images, method)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "occlusion"])
+def test_large_images_are_passed_fewer_at_a_time(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = network(), planted(1, seed=3)[0]
+    largest: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, x: largest.append(len(x[0])))
+    whole = attribute(model, images, method, 0)[0]
+    assert max(largest) == 32
+    monkeypatch.setattr("convlens.attribution.AT_ONCE", (32, 5 * 24 * 24))
+    largest.clear()
+    parts = attribute(model, images, method, 0)[0]
+    handle.remove()
+    assert max(largest) == 5
+    torch.testing.assert_close(parts.values, whole.values, rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    assert [_at_once(torch.empty(1, 3, n, n)) for n in (32, 224, 1000)] == [32, 6, 1]
 
 
 def test_refusals(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

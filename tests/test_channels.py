@@ -3,6 +3,8 @@ looking at every image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlens import Split, build
-from convlens.channels import rank_channels, strongest_slices, survey
+from convlens.channels import _Tally, rank_channels, strongest_slices, survey
+from convlens.errors import UserError
 from convlens.trace import trace
 
 
@@ -135,6 +138,204 @@ def test_maps_are_followed_to_their_activation() -> None:
         torch.testing.assert_close(layer.maps, expected)
     torch.testing.assert_close(logits, model.head(third.mean((2, 3))))
     assert [layer.formula for layer in layers][1] == "floor((20 + 2·1 - 3) / 2) + 1 = 10  (1 px left over)"
+
+
+class Read(nn.Module):
+    """A convolution whose map has several readers, or is overwritten behind its activation."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.norm = how, nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.more = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the map is to be, and what goes on, written without a sum in place."""
+        y = self.conv(x)
+        if self.how == "swish":
+            return y, y * y.sigmoid()
+        if self.how == "pre-activation":
+            return y, y + self.more(self.norm(y).relu())
+        if self.how == "shortcut first":
+            short = self.more(y)
+            return y, short + self.norm(y).relu()
+        if self.how == "norm twice":
+            y = self.norm(y)
+            return y, y.relu() + y.tanh()
+        y = F.silu(y)
+        return y, y + x if self.how == "in place" else torch.cat([y[:, :2] + x, y[:, 2:]], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "in place":
+            y = F.silu(self.conv(x))
+            y += x
+        elif self.how == "a part in place":
+            y = F.silu(self.conv(x))
+            y[:, :2] += x
+        else:
+            y = self.stages(x)[1]
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "how", ["swish", "pre-activation", "shortcut first", "norm twice", "in place", "a part in place"]
+)
+def test_a_map_ends_at_its_second_reader_and_before_it_is_overwritten(how: str) -> None:
+    torch.manual_seed(1)
+    model, images = Read(how).eval(), digits(2).float() / 255
+    layer = next(layer for layer in rank_channels(model, images).layers if layer.name == "conv")
+    maps, on = model.stages(images)
+    (slope,) = torch.autograd.grad(model.head(on.mean((2, 3))).amax(1).sum(), maps)
+    torch.testing.assert_close(layer.maps, maps.detach())
+    torch.testing.assert_close(layer.scores, (maps * slope).sum((2, 3)).detach())
+    assert layer.activation == ("silu" if "in place" in how else "")
+
+
+class Then(nn.Module):
+    """A convolution, a function of its square map, and a convolution of 1 x 1, which sees what that left."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function = nn.Conv2d(1, 4, 3, padding=1), function
+        self.last = nn.LazyConv2d(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x).tanh()))
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "@": lambda x: x @ x,
+    "linear": lambda x: F.linear(x, torch.ones(9, 9)),
+    "einsum": lambda x: torch.einsum("nchw,nchv->nchv", x, x),
+    "bmm": lambda x: torch.bmm(x[0], x[0])[None],
+    "fft": lambda x: torch.fft.ifft2(torch.fft.fft2(x).abs()).abs(),
+    "grid_sample": lambda x: F.grid_sample(x, torch.linspace(1, -1, 9).expand(1, 9, 2, 9).mT, align_corners=True),
+    "rot90": lambda x: x.rot90(1, (2, 3)),
+    "swapaxes": lambda x: x.swapaxes(2, 3),
+    "mT": lambda x: x.mT,
+    "sort": lambda x: x.sort(2).values,
+    "topk": lambda x: x.topk(9, 3)[0],
+    "index_select": lambda x: x.index_select(2, torch.arange(8, -1, -1)),
+    "log_softmax": lambda x: x.log_softmax(2),
+    "softmax": lambda x: F.softmax(x, dim=3),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "flip": lambda x: x.flip(2),
+    "roll": lambda x: x.roll(3, 3),
+    "cumsum": lambda x: x.cumsum(3),
+    "median": lambda x: x.median(2, keepdim=True).values.expand(-1, -1, 9, -1),
+    "unbind": lambda x: torch.stack(x.unbind(2)[::-1], 2),
+}
+STILL: dict[str, Callable[[Tensor], Tensor]] = {
+    "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "split": lambda x: x.split(1, 1)[2] * 2,
+    "max of channels": lambda x: x.max(1, keepdim=True)[0],
+    "mean of channels": lambda x: x.mean(1, keepdim=True),
+    "softmax of channels": lambda x: F.softmax(x, 1),
+    "a slice": lambda x: x[:, 1:],
+    "a crop": lambda x: x[..., 2:-2, 2:-2],
+    "arithmetic": lambda x: (1 - x) / (2 + x**2).sqrt(),
+    "reflected": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "reflect"), 3, 1),
+    "replicated": lambda x: F.avg_pool2d(F.pad(x, (2, 2, 2, 2), "replicate"), 5, 1),
+    "padded around": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "circular"), 3, 1),
+    "maxima and places": lambda x: F.max_pool2d(x, 3, 2, return_indices=True)[0],
+}
+
+
+@pytest.mark.parametrize("name", [*MIXED, *STILL])
+def test_no_pixel_outside_of_what_a_unit_is_said_to_see_changes_it(name: str) -> None:
+    torch.manual_seed(2)
+    model, image = Then((MIXED | STILL)[name]).eval(), torch.rand(1, 1, 9, 9)
+    with torch.no_grad():
+        model(image)
+    image.requires_grad_()
+    found = trace(model, image)[1][-1]
+    for row, column in ((0, 0), (2, 3), (found.maps.shape[2] - 1, found.maps.shape[3] - 1)):
+        (slope,) = torch.autograd.grad(found.maps[0, :, row, column].sum(), image, retain_graph=True)
+        top, left, bottom, right = found.field.pixels(row, column)
+        outside = slope[0, 0].clone()
+        outside[top:bottom, left:right] = 0
+        assert not outside.any()
+    if name in STILL and name != "padded around":
+        assert max(found.field.largest) <= 7  # and not all of the image
+
+
+def test_a_unit_that_sees_only_padding_sees_no_pixels() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, padding=2), nn.Flatten(), nn.Linear(2 * 8 * 9, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(9.0)
+        model[0].weight.fill_(-1.0)  # so that it is the padding that fires it most
+    image = torch.full((1, 1, 4, 5), 3, dtype=torch.uint8)
+    ranking = rank_channels(model, image)
+    assert ranking.layers[0].field.pixels(0, 3) == (0, 0, 0, 0)
+    assert ranking.layers[0].field.pixels(2, 3) == (0, 1, 1, 2)
+    assert ranking.layers[0].field.largest == (1, 1)
+    assert [top["sees"] for top in ranking.to_dict()["layers"][0]["top"]] == [[0, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place", "a part"])
+def test_what_was_compiled_is_followed_by_its_own_names(way: str) -> None:
+    model, images = made("lenet5"), digits(4)
+    expected, surveyed = rank_channels(model, images), survey(model, split_of(images))
+    if way == "wrapped":
+        model = torch.compile(model, backend="eager")
+    elif way == "in place":
+        model.compile(backend="eager")
+    else:
+        model.network.features = torch.compile(model.network.features, backend="eager")
+    model(images)
+    found = rank_channels(model, images)
+    assert [layer.name for layer in found.layers] == [layer.name for layer in expected.layers]
+    for layer, plain in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(layer.scores, plain.scores)
+    assert survey(model, split_of(images)).to_dict() == surveyed.to_dict()
+    torch.compiler.reset()
+
+
+def test_maxima_with_their_places() -> None:
+    class Unpacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 3, 3), nn.MaxPool2d(2, return_indices=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.conv(x))[0].relu().mean((2, 3))
+
+    model = Unpacked()
+    layer = rank_channels(model, digits(2)).layers[1]
+    torch.testing.assert_close(layer.maps, F.max_pool2d(model.conv(digits(2).float()), 2).relu().detach())
+    assert (layer.activation, layer.field.largest) == ("relu", (4, 4))
+    assert len(survey(model, split_of(digits(3))).layers) == 2
+
+
+@pytest.mark.parametrize("kind", [nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.Hardtanh, nn.ReLU, nn.GELU])
+def test_only_behind_relu_and_its_like_is_a_channel_below_zero_dead(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), kind(), nn.Flatten(), nn.Linear(2 * 480, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([-0.1, 1.0]).view(2, 1, 1, 1))
+        model[0].bias.copy_(torch.tensor([-0.1, 0.0]))
+    (layer,) = survey(model, split_of(digits(5).float() / 255)).layers
+    assert layer.dead == ((0,) if kind in (nn.ReLU, nn.GELU) else ())
+
+
+def test_a_tally_keeps_no_maps() -> None:
+    found = trace(made("lenet5"), digits(2))[1][0]
+    assert _Tally(found, 9).found.maps.untyped_storage().nbytes() == 0
+
+
+@pytest.mark.parametrize("where", ["no_grad", "detach"])
+def test_where_no_gradient_reaches_the_pixels_that_is_said(where: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(where != "no_grad"):
+                maps = self.body(x).relu()
+            return self.head(maps.detach().mean((2, 3)))
+
+    with pytest.raises(UserError, match=r"no gradient reaches the pixels .* ask by occlusion"):
+        rank_channels(Cut(), digits(2))
 
 
 class Dimmed:

@@ -49,6 +49,20 @@ def test_a_network_without_linear_layers_gives_what_its_last_convolution_meets()
         embed(nn.Sequential(nn.Flatten(), nn.LayerNorm(784)), images)
 
 
+def test_a_plain_network_takes_bytes_and_a_compiled_one_is_met() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 676, 3))
+    images = images_of(3)
+    with torch.no_grad():
+        expected = model[:3](images.float())
+    torch.testing.assert_close(embed(model, images)[0], expected)
+    torch.testing.assert_close(embed(model.double(), images)[0], expected, rtol=1e-5, atol=1e-3)
+    model = model.float()
+    model.compile(backend="eager")
+    model(images.float())  # now there is compiled code, which knows no hooks
+    torch.testing.assert_close(features_of(model, split_of(images))[0], expected)
+    torch.compiler.reset()
+
+
 def test_tokens_are_averaged() -> None:
     model = nn.Sequential(nn.Flatten(2), nn.Linear(784, 5))  # (N, 1, 784): one token
     features, _ = embed(model, images_of(2).float())
@@ -94,6 +108,16 @@ def test_pca_against_scikit_learn(shape: tuple[int, int]) -> None:
     assert torch.equal(coordinates, pca(features)[0])
     again, _ = pca(torch.cat([features, features]))  # a sign that depends on the images would turn with them
     torch.testing.assert_close(again[: shape[0]], coordinates, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (6, 1), (1, 1)])
+def test_a_map_of_little_has_two_coordinates_yet(shape: tuple[int, int]) -> None:
+    features = torch.arange(float(shape[0] * shape[1])).view(shape)
+    coordinates, shares = pca(features)
+    assert coordinates.shape == (shape[0], 2)
+    assert coordinates[:, 1].tolist() == [0] * shape[0]
+    torch.testing.assert_close(coordinates[:, 0], features.sum(1) - features.sum(1).mean())
+    assert shares.tolist() == [float(shape[0] > 1), 0]
 
 
 def gaussian(features: Tensor) -> Tensor:

@@ -254,6 +254,22 @@ def test_formula_of_a_feature_map_is_along_the_height() -> None:
     assert found[1].formula == "floor((21 + 2·0 - 2) / 2) + 1 = 10  (1 px left over)"
 
 
+def test_maps_of_a_pooling_that_gives_places_and_of_a_plain_network(images: Tensor) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 3, 3), nn.MaxPool2d(2, return_indices=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.conv(x))[0].mean((2, 3))
+
+    model = Plain()
+    conv, pool = feature_maps(model, images[0])
+    with torch.no_grad():
+        torch.testing.assert_close(conv.maps, model.conv(images[:1].float())[0])
+        torch.testing.assert_close(pool.maps, model.pool(model.conv(images[:1].float()))[0][0])
+
+
 def test_logits_of_one_image(images: Tensor) -> None:
     model = build("deepcnn-mnist", channels=1, classes=10, size=(28, 28)).train()
     one = logits_of_image(model, images[1])

@@ -18,6 +18,7 @@ from convlens import Data, Recipe, Run, build, load
 from convlens.channels import rank_channels
 from convlens.closeup import Row, Shown, embedding_map, picture_rows, ranked_channels
 from convlens.insight import blocks, draw_image, draw_network, findings, walk
+from convlens.plots import new_axes
 from runs import fit_undrawn
 
 
@@ -67,11 +68,11 @@ def test_ranked_channels_stand_in_their_order_with_their_scores() -> None:
     said = texts(axes)
     for shown, _, lines in rows:
         assert set(lines) <= set(said)
+        place = said.index(lines[-1])
         for channel in shown.top(3):
-            place = said.index(f"channel {channel}")
-            assert f"channel {channel}" in said
+            place = said.index(f"channel {channel}", place)  # of this row, and in this order
             score = shown.scores[0, channel].item()
-            assert f"{'+' if score >= 0 else '−'}{abs(score):.2f}" in said[place:] + said[:place]
+            assert said[place + 1] == f"{'+' if score >= 0 else '−'}{abs(score):.2f}"
     assert len(axes.images) == 1 + 2 * 3 * 3  # the image; of two layers three channels with map, patch and filter
 
 
@@ -121,6 +122,47 @@ def test_an_image_with_and_without_a_walk(data: Data, tmp_path: Path) -> None:
     assert result["class"] == data.classes[int(rank_channels(model, image[None]).classes[0])]
 
 
+def test_a_training_image_is_no_neighbour_of_its_own(data: Data, tmp_path: Path) -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28))
+    found, image = walk(model, data, most=50), data.train.at(slice(1))[0]
+    assert found.places[0] == 0
+    with_it, without = (
+        draw_image(tmp_path, model, image, data.classes, "caption", found, itself)[1]["neighbours"]
+        for itself in (None, 0)
+    )
+    assert with_it[0] == {**with_it[0], "train": 0, "distance": pytest.approx(0, abs=1e-6)}
+    assert without[:7] == with_it[1:]
+    assert len(without) == 8
+
+
+def test_what_sees_only_padding_is_left_empty(data: Data, tmp_path: Path) -> None:
+    model = nn.Sequential(Floats(), nn.Conv2d(1, 2, 1, padding=2), nn.Flatten(), nn.Linear(2 * 32 * 32, 10))
+    with torch.no_grad():
+        model[1].bias.fill_(9.0)
+        model[1].weight.fill_(-1.0)
+        model[1].weight[0] = 1.0
+    found = walk(model, data, most=30)
+    drawn, result = draw_image(tmp_path, model, data.test.at(slice(1))[0], data.classes, "caption", found)
+    assert [0, 0, 0, 0] in [top["sees"] for top in result["layers"][0]["top"]]
+    assert len(drawn) == 3
+
+
+def test_the_networks_ranking_is_taken_in_parts(data: Data, tmp_path: Path, monkeypatch) -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28))
+    found, drawn, sizes = walk(model, data, most=30), [], []
+    monkeypatch.setattr("convlens.insight.picture_rows", lambda rows, *_: drawn.append(rows) or new_axes(2, 2))
+    handle = model.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])) if torch.is_grad_enabled() else None)
+    draw_network(tmp_path, model, found)
+    assert sizes == [min(len(data.test), 64)]
+    sizes.clear()
+    monkeypatch.setattr("convlens.insight.NUMBERS", 784 * 10)
+    draw_network(tmp_path, model, found)
+    handle.remove()
+    assert max(sizes) == 10
+    whole, parts = ([row.lines for row in drawn[i]] for i in (0, len(drawn) // 2))
+    assert whole == parts
+
+
 def test_a_network_without_convolutions_has_neighbours(data: Data, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to(torch.float32)
     pixels = data.test.at(slice(1))[0].float()
@@ -165,10 +207,19 @@ def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp
     assert len(row["channels"]["neighbours"]) == 8
     assert [Path(path).name for path in row["files"]] == ["channels.png", "examples.png", "neighbours.png"]
 
+    assert "looked for in" in convlens(*asked).stderr
+    heats = ("explain", run.path, "test:1", "--method", "grad-cam", "--layer", "features.0", "--no-channels")
+    (row,) = json.loads(convlens(*heats, "--no-feature-maps", "--out", tmp_path, "--json").stdout)["images"]
+    assert row["attributions"][0]["layer"] == "network.features.0"  # tables call it as it was given
+    asked = ("explain", run.path, "train:3", "--method", "none", "--no-feature-maps", "--out", tmp_path, "--json")
+    (row,) = json.loads(convlens(*asked).stdout)["images"]
+    assert 3 not in [near["train"] for near in row["channels"]["neighbours"]]
+
     monkeypatch.setitem(sys.modules, "umap", None)
     missing = convlens("explain", run.path, "--map", "umap", "--out", tmp_path)
     assert missing.returncode == 2
     assert "pip install 'convlens[map]'" in missing.stderr
+    assert "looked for in" not in missing.stderr  # that is said before the long walk
     laid_out = types.SimpleNamespace(
         UMAP=lambda **_: types.SimpleNamespace(fit_transform=lambda numbers: numbers[:, :2])
     )

@@ -184,6 +184,67 @@ def test_functions_and_sides_of_a_users_own_network() -> None:
     assert table["1.end"].receptive_field is None
 
 
+class Sums(nn.Module):
+    """What a table must not read off the layers: sums in place, crops, chunks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.first = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 5, padding=2)
+        self.third, self.fourth = nn.Conv2d(2, 2, 3, stride=2), nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = self.point(x)
+        short += self.second(self.first(x))
+        x, y = short.relu_().chunk(2, 1)
+        x = self.third(x[:, :, 2:-2, 2:-2] + y[..., 2:-2, 2:-2])
+        return self.fourth(x[:, :, 1::2])
+
+
+def test_sums_in_place_crops_and_chunks_are_followed() -> None:
+    model = nn.Sequential(Normalize((0.0,), (1.0,)), Sums())
+    for side, size in enumerate(((60, 24), (24, 60))):
+        layers = ["1.first", "1.second", "1.third", "1.fourth"]
+        table = {row.name: row for row in summarize(model, 1, size).rows}
+        found = {name: (table[name].receptive_field[side], table[name].jump[side]) for name in layers}  # type: ignore[index]
+        assert found == measured(model, layers, 1, size, side)
+
+
+def test_what_moves_numbers_is_not_followed() -> None:
+    class Moved(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how, self.after = how, nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.zeros_like(x)
+            y[:, :, :3] = x[:, :, 5:8]
+            return self.after({"flip": x.flip(2), "softmax": x.softmax(3), "written": y}[self.how])
+
+    for how in ("flip", "softmax", "written"):
+        rows = summarize(nn.Sequential(Normalize((0.0,), (1.0,)), Moved(how)), 1, (12, 12)).rows
+        assert rows[-1].receptive_field is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_table_of_a_compiled_model(in_place: bool) -> None:
+    model = build("lenet5", channels=1, classes=10, size=(28, 28))
+    expected = summarize(model, 1, (28, 28))
+    compiled = torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+        compiled = model
+    compiled(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+    assert summarize(compiled, 1, (28, 28)) == expected
+    torch.compiler.reset()
+
+
+def test_a_plain_network_without_normalisation() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 2))
+    assert [row.output for row in summarize(model, 1, (12, 12)).rows] == [(2, 10, 10), (2, 10, 10), (200,), (2,)]
+    assert summarize(model.double(), 1, (12, 12)).macs == 100 * 18 + 400
+
+
 def test_an_operation_that_is_not_followed_is_not_guessed() -> None:
     model = nn.Sequential(
         Normalize((0.0,), (1.0,)), nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 3)

@@ -117,6 +117,29 @@ def test_each_is_maximised_as_it_would_be_alone(knowing: nn.Module) -> None:
     assert not torch.equal(alone, other)
 
 
+def test_many_are_climbed_in_parts_to_the_same(knowing: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    handle = knowing.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    whole = maximise(knowing, SIZE, range(5), layer="3", steps=5)
+    assert max(sizes) == 5
+    sizes.clear()
+    monkeypatch.setattr("convlens.wishes.AT_ONCE", 2 * 24 * 24)
+    parts = maximise(knowing, SIZE, range(5), layer="3", steps=5)
+    handle.remove()
+    assert max(sizes) == 2
+    assert parts.targets == (0, 1, 2, 3, 4)
+    assert (parts.images.int() - whole.images.int()).abs().max() <= 1  # fp32 rounds otherwise
+    for found, expected in ((parts.before, whole.before), (parts.activations, whole.activations)):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_plain_network_is_climbed() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    found = maximise(model, SIZE, [1], steps=3)
+    with torch.no_grad():
+        torch.testing.assert_close(found.activations, model(found.images.float())[:, 1])
+
+
 def test_a_channel_is_maximised(knowing: nn.Module) -> None:
     found = maximise(knowing, SIZE, [2, 5, 2], layer="3", steps=20)
     with torch.no_grad():

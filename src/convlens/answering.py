@@ -146,7 +146,9 @@ def explain(
         others = list[Path]()
         if channels:
             over, walk = f"{Path(given).name}: {caption}", look() if examples else None
-            others, row["channels"] = draw_image(folder / name, file.model, image, file.classes, over, walk)
+            number = given.removeprefix("train:")
+            itself = int(number) if number != given and number.isdecimal() else None
+            others, row["channels"] = draw_image(folder / name, file.model, image, file.classes, over, walk, itself)
         if feature_maps:
             others += draw_feature_maps(folder / name, file.model, image, caption)
         print(*(f"  {path}" for path in others), sep="\n", end="\n" * bool(others), file=said)

@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import markup
-from .errors import UserError, nearest, unknown
+from .errors import UserError, unknown
 from .evaluation import evaluating
-from .explain import capture, layers_of, uncompiled
+from .explain import NO_GRADIENT, grad_cam_layer, gradient_reaches, layers_of, uncompiled
 from .models.normalize import Normalize
 
-AT_ONCE = 32  # images in one pass of the methods that need many
-FINE = 5  # pixels of a side: maps of 3 x 3 tell one side of the image from the other, no more
+AT_ONCE = 32, 1 << 20  # images in one pass of the methods that need many, and their pixels and channels
 USUAL = ("grad-cam", "integrated-gradients", "occlusion")  # one by a layer's maps, one by gradients, one by covering
 COLOURS = ("mean", "black", "white")
 
@@ -93,7 +92,8 @@ def attribute(
       et al., arXiv:1703.01365). It sums to the change of the score; `settings["gap"]` is by how much it fails to.
     - `grad-cam`: the maps of `layer`, each with the weight of its mean gradient (Selvaraju et al., arXiv:1610.02391);
       below zero cut off, but not with `against`, where what speaks for the other class is half of the answer. Without
-      `layer` the last convolution to run whose maps are 5 x 5 or larger, or else have more than one pixel.
+      `layer` the last convolution to run whose maps are 5 x 5 or larger, or else have more than one pixel. Of the names
+      in a model of ours `network.` may be left out.
     - `occlusion`: the fall of the score while a square of `window` pixels is covered with `baseline`, moved by half of
       its side (Zeiler and Fergus, arXiv:1311.2901); by default an eighth of the image's shorter side.
 
@@ -108,7 +108,7 @@ def attribute(
 
     Raises:
         UserError: captum is not installed; an unknown method, class or layer; a layer without maps; a setting out of
-            range; an answer that is not finite.
+            range; an answer that is not finite; no gradient that reaches the pixels, where the method needs one.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -143,7 +143,12 @@ def attribute(
                 steps=steps,
                 window=window,
             )
-            raw, settings = METHODS[method](attr, _score(model, this, other), image, asked)
+            try:
+                raw, settings = METHODS[method](attr, _score(model, this, other), image, asked)
+            except RuntimeError as error:
+                if gradient_reaches(model, image):
+                    raise
+                raise UserError(NO_GRADIENT) from error
             values = raw.detach()[0].float().cpu()
             found.append(
                 Attribution(
@@ -180,28 +185,6 @@ def class_index(given: int | str, count: int, classes: Sequence[str] | None = No
     if not 0 <= int(given) < count:
         raise UserError(f"there is no class {given}: the network knows {count}, numbered from 0")
     return int(given)
-
-
-def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) -> str:
-    """`layer` where it has maps for `image` (1, C, H, W); without it the last convolution to run whose maps are fine
-    enough to show a place, or else have more than one pixel. Raises UserError where there is none."""
-    convolutions = [name for name, module in layers_of(model).items() if isinstance(module, nn.Conv2d)]
-    with capture(model, convolutions if layer is None else [*convolutions, layer]) as outputs, torch.no_grad():
-        model(image)
-    maps = [name for name, out in outputs.items() if _has_maps(out)]
-    fitting = [name for name in maps if name in convolutions]
-    if layer is None and fitting:
-        fine = [name for name in fitting if min(outputs[name].shape[2:]) >= FINE]
-        return (fine or fitting)[-1]
-    if layer in maps:
-        return layer
-    if layer is None:
-        raise UserError("no convolution of this network has maps of more than one pixel: grad-cam has nothing to show")
-    hint = f"take {nearest(layer, fitting) or fitting[-1]!r}" if fitting else "and no convolution of this network has"
-    if layer not in outputs:
-        raise UserError(f"layer {layer!r} takes no part in this network's answer; {hint}")
-    shape = tuple(outputs[layer].shape) if isinstance(outputs[layer], Tensor) else type(outputs[layer]).__name__
-    raise UserError(f"layer {layer!r} has no maps of more than one pixel, its output is {shape}; {hint}")
 
 
 def baseline_of(model: nn.Module, image: Tensor, colour: str | Tensor = "mean") -> Tensor:
@@ -246,6 +229,10 @@ def _score(model: nn.Module, target: int, against: int | None) -> _Score:
     return score
 
 
+def _at_once(image: Tensor) -> int:
+    return max(min(AT_ONCE[0], AT_ONCE[1] // image.numel()), 1)
+
+
 def _saliency(attr: Any, score: _Score, image: Tensor, _asked: _Asked) -> _Found:
     return attr.Saliency(score).attribute(image.requires_grad_()), {}
 
@@ -259,7 +246,7 @@ def _integrated_gradients(attr: Any, score: _Score, image: Tensor, asked: _Asked
         image.requires_grad_(),
         baselines=asked.baseline.expand_as(image),
         n_steps=asked.steps,
-        internal_batch_size=AT_ONCE,
+        internal_batch_size=_at_once(image),
         return_convergence_delta=True,
     )
     return values, {"baseline": _colour(asked.baseline), "steps": asked.steps, "gap": gap.item()}
@@ -279,7 +266,7 @@ def _occlusion(attr: Any, score: _Score, image: Tensor, asked: _Asked) -> _Found
         sliding_window_shapes=(channels, window, window),
         strides=(channels, stride, stride),
         baselines=asked.baseline.expand_as(image),
-        perturbations_per_eval=AT_ONCE,
+        perturbations_per_eval=_at_once(image),
     )
     return values, {"baseline": _colour(asked.baseline), "window": window, "stride": stride}
 
@@ -301,10 +288,6 @@ def _heat(method: str, values: Tensor, size: torch.Size) -> Tensor:
     if method == "grad-cam":
         return F.interpolate(values[None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
     return values.sum(0)
-
-
-def _has_maps(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
 def _colour(baseline: Tensor) -> list[float] | str:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .errors import UserError
+from .explain import NO_GRADIENT, as_input
 from .models.sizes import Windowed
 from .splits import Split
-from .trace import RECTIFIERS, Field, LayerMaps, trace
+from .trace import Field, LayerMaps, trace
 
 MOST = 2000, 2000 * 32 * 32  # images that a survey walks over, and their pixels, unless it is told otherwise
 NUMBERS = 64 * 3 * 32 * 32  # pixels and channels of a batch: the maps of all layers are in memory at once
 ALIKE = 0.99  # correlation of two channels' maps from which they count as duplicates
 CONSTANT = 1e-6  # standard deviation, as a share of the root mean square, up to which a channel is constant
+SILENT = {
+    "relu",
+    "relu6",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+}  # activations that let nothing, or next to it, through below 0
 EQUAL = 1e-10  # mean squared difference, as a share of the mean square, up to which maps are equal to rounding
 
 
@@ -83,15 +93,21 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
 
     That is, to first order, what the logit loses where the channel is set to zero (Molchanov et al., arXiv:1611.06440,
     who take it without its sign). Everything is on the CPU; the model is left as it was, without gradients.
+
+    Raises:
+        UserError: no gradient reaches any of its convolutions and poolings.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        pixels = images.detach().clone() if images.is_floating_point() else images.float()
+        pixels = as_input(model, images).detach().clone()
         pixels.requires_grad_()  # so that there is a graph also where weights are frozen
         logits, layers = trace(model, pixels)
         chosen = logits.argmax(1) if classes is None else classes.to(logits.device)
         edges = [layer.edge for layer in layers if layer.edge]
         asked = logits.gather(1, chosen[:, None]).sum()  # images do not meet in evaluation mode
-        slopes = iter(torch.autograd.grad(asked, edges, allow_unused=True) if edges else ())
+        grads = torch.autograd.grad(asked, edges, allow_unused=True) if edges and asked.requires_grad else ()
+    if layers and all(slope is None for slope in grads):
+        raise UserError(NO_GRADIENT)
+    slopes = iter(grads)
     ranked = []
     for found in layers:
         maps, slope = found.maps.detach().float(), next(slopes) if found.edge else None
@@ -172,7 +188,8 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     it most, whether it is dead, and whether it repeats an earlier one. By default 2,000 images, fewer where they are
     larger than 32 x 32, but 200 at least.
 
-    Dead is a channel that is never above 0 behind a rectifier (ReLU and its kin), or that is constant. A duplicate's
+    Dead is a channel that is constant, or never above 0 behind ReLU or one of its kin that let next to nothing through
+    there (not behind a leaky one, whose values below 0 are a signal, too). A duplicate's
     maps correlate by 0.99 or more with an earlier channel's, over all images and places. Memory holds the maps of one
     batch, the `best` of every channel and the channels' products.
     """
@@ -198,7 +215,8 @@ class _Tally:
     def __init__(self, found: LayerMaps, best: int) -> None:
         channels, device = found.maps.shape[1], found.maps.device
         device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
-        self.found, self.best, self.size = found, best, found.maps.shape[2:]
+        self.best, self.size = best, found.maps.shape[2:]
+        self.found = replace(found, maps=found.maps.new_empty(0))  # the first batch's need not be kept
         self.peaks = torch.empty(channels, 0)
         self.images = self.flat = torch.empty(channels, 0, dtype=torch.int64)
         self.count = 0
@@ -226,7 +244,7 @@ class _Tally:
         covariance = squares - means[:, None] * means
         spread = covariance.diag().clamp(min=0).sqrt()
         dead = spread <= CONSTANT * squares.diag().sqrt()
-        if found.activation in RECTIFIERS:
+        if found.activation in SILENT:
             dead |= self.peaks[:, 0] <= 0
         correlation = (covariance / (spread[:, None] * spread)).nan_to_num(0)
         correlation[dead], correlation[:, dead] = 0, 0

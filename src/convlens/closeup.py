@@ -24,8 +24,8 @@ LABEL = 2.25  # inches that the names of layers take
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with words: `pixels` uint8 (C, H, W), a line under it, and whether it is what was hoped for (None where
-    nothing was)."""
+    """A picture with words: `pixels` uint8 (C, H, W), which may be empty, a line under it, and whether it is what was
+    hoped for (None where nothing was)."""
 
     pixels: Tensor
     caption: str = ""
@@ -183,8 +183,9 @@ def picture_rows(rows: Sequence[Row], title: str, text: str, heads: tuple[str, s
 
 def _picture(axes: Axes, shown: Shown, x: float, y: float, side: float, full: tuple[int, int] | None) -> None:
     """A picture, in a frame where it is right or wrong, and its caption with a check mark or a cross."""
-    left, top, unit = _tile(axes, shown.pixels, x, y, side, full=full)
-    if shown.right is not None:
+    if shown.pixels.numel():  # a unit that sees only padding has none
+        left, top, unit = _tile(axes, shown.pixels, x, y, side, full=full)
+    if shown.right is not None and shown.pixels.numel():
         height, width = (unit * n for n in shown.pixels.shape[1:])
         color, line, dashes = (GREEN, 1.0, "-") if shown.right else (RED, 2.0, (0, (3, 1.5)))
         axes.add_patch(

@@ -4,6 +4,7 @@ not, and a map of a data set on paper."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .evaluation import LARGEST, evaluating
+from .explain import as_input, uncompiled
 from .splits import Split
 
 
@@ -43,8 +45,8 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(layer, kind)
     ]
     try:
-        with evaluating(model), torch.no_grad():
-            logits = model(images.to(next(model.parameters()).device))
+        with evaluating(model), uncompiled(), torch.no_grad():
+            logits = model(as_input(model, images))
     finally:
         for handle in handles:
             handle.remove()
@@ -110,7 +112,8 @@ def typical(features: Tensor, prototypes: int = 4, criticisms: int = 4) -> tuple
 
 def pca(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
     """The first principal components of features (N, D): coordinates (N, count) float32, and each one's share of the
-    variance (count,). The sign is such that a component's largest weight is positive, as in scikit-learn."""
+    variance (count,); zeros behind as many as N and D allow. The sign is such that a component's largest weight is
+    positive, as in scikit-learn."""
     centred = features.double() - features.double().mean(0)
     tall = len(centred) > centred.shape[1]  # the eigenvectors of the smaller product give those of the other
     variances, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
@@ -118,7 +121,8 @@ def pca(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
     axes = F.normalize((largest if tall else centred.T @ largest).T)
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     shares = variances.flip(0)[:count].clamp(min=0) / variances.sum().clamp(min=1e-300)
-    return (centred @ axes.T).float(), shares.float()
+    coordinates, lacking = centred @ axes.T, (0, count - len(axes))
+    return F.pad(coordinates, lacking).float(), F.pad(shares, lacking).float()
 
 
 def umap(features: Tensor, seed: int = 0) -> Tensor:
@@ -127,9 +131,14 @@ def umap(features: Tensor, seed: int = 0) -> Tensor:
     Raises:
         UserError: umap-learn is not installed.
     """
+    reducer: Any = require_umap().UMAP(metric="cosine", random_state=seed, n_jobs=1)
+    return torch.as_tensor(reducer.fit_transform(features.numpy()), dtype=torch.float32)
+
+
+def require_umap() -> ModuleType:
+    """umap. Raises UserError where umap-learn is not installed."""
     try:
         import umap as package
     except ImportError as error:
         raise UserError("a map by UMAP needs umap-learn: pip install 'convlens[map]'") from error
-    reducer: Any = package.UMAP(metric="cosine", random_state=seed, n_jobs=1)
-    return torch.as_tensor(reducer.fit_transform(features.numpy()), dtype=torch.float32)
+    return package

@@ -1,4 +1,5 @@
-"""Looking inside: the outputs of any layers, the feature maps of an image, the filters of the first convolution."""
+"""Looking inside: the outputs of any layers, the feature maps of an image, the filters of the first convolution, the
+layer whose maps show a place."""
 
 from __future__ import annotations
 
@@ -13,9 +14,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only  # torch has no public name for it
 
 from . import markup
-from .errors import UserError, unknown
+from .errors import UserError, nearest, unknown
 from .evaluation import evaluating
 from .models.sizes import WINDOWED, formula, windows
+
+INSIDE = "network."  # what the names of layers begin with in a model of ours; tables leave it out
+FINE = 5  # pixels of a side: maps of 3 x 3 tell one side of the image from the other, no more
+NO_GRADIENT = (
+    "no gradient reaches the pixels of this network, as where its forward pass is under torch.no_grad() or detach(): "
+    "ask by occlusion, and for no channels"
+)
 
 
 @contextmanager
@@ -82,6 +90,14 @@ def uncompiled() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+def as_input(model: nn.Module, images: Tensor) -> Tensor:
+    """Images (N, C, H, W) as any network takes them: on its device, and bytes as floats of the same values, because
+    only a network that begins with our normalisation takes bytes."""
+    like = next(model.parameters(), images)
+    kind = like.dtype if like.is_floating_point() else torch.float32
+    return images.to(like.device, images.dtype if images.is_floating_point() else kind)
+
+
 @dataclass(frozen=True)
 class FeatureMap:
     """What one convolution or pooling made of an image: `maps` float (C, H, W), `formula` its height in numbers."""
@@ -116,19 +132,60 @@ def feature_maps(model: nn.Module, image: Tensor, convolutions_only: bool = Fals
     for name, output in outputs.items():
         layer = layers[name]
         text = formula(heights[name], *windows(layer)[0])
-        found.append(FeatureMap(name, type(layer).__name__, output[0].float().cpu(), text))
+        maps = output[0] if isinstance(output, tuple) else output  # a pooling may give the places of its maxima, too
+        found.append(FeatureMap(name, type(layer).__name__, maps[0].float().cpu(), text))
     return found
 
 
 def logits_of_image(model: nn.Module, image: Tensor) -> Tensor:
     """Logits (K,) of one image (C, H, W), in evaluation mode and without gradients; the model's mode is put back."""
     with evaluating(model), torch.no_grad():
-        return model(image[None].to(next(model.parameters()).device))[0].float().cpu()
+        return model(as_input(model, image[None]))[0].float().cpu()
 
 
 def first_filters(model: nn.Module) -> tuple[str, Tensor]:
     """The name and the weights (out, in, kH, kW) of the first convolution. Raises UserError where there is none."""
-    for name, layer in model.named_modules():
+    for name, layer in layers_of(model).items():
         if isinstance(layer, nn.Conv2d):
             return name, layer.weight.detach().float().cpu()
     raise UserError("this network has no convolution")
+
+
+def gradient_reaches(model: nn.Module, images: Tensor) -> bool:
+    """Whether the logits of float images (N, C, H, W) have a gradient at the pixels."""
+    pixels = images.detach().requires_grad_()
+    logits = model(pixels).sum()
+    return logits.requires_grad and torch.autograd.grad(logits, pixels, allow_unused=True)[0] is not None
+
+
+def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) -> str:
+    """The name of the layer whose maps Grad-CAM weighs for `image` (1, C, H, W): `layer`, where it has maps; without it
+    the last convolution to run whose maps are fine enough to show a place, or else have more than one pixel. (What lies
+    behind its norm and activation puts less heat on the object that tests plant.)
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = layers_of(model)
+    layer = f"{INSIDE}{layer}" if layer not in layers and f"{INSIDE}{layer}" in layers else layer
+    convolutions = [name for name, module in layers.items() if isinstance(module, nn.Conv2d)]
+    with capture(model, convolutions if layer is None else [*convolutions, layer]) as outputs, torch.no_grad():
+        model(image)
+    maps = [name for name, out in outputs.items() if _has_maps(out)]
+    fitting = [name for name in maps if name in convolutions]
+    if layer is None and fitting:
+        fine = [name for name in fitting if min(outputs[name].shape[2:]) >= FINE]
+        return (fine or fitting)[-1]
+    if layer in maps:
+        return layer
+    if layer is None:
+        raise UserError("no convolution of this network has maps of more than one pixel: grad-cam has nothing to show")
+    hint = f"take {nearest(layer, fitting) or fitting[-1]!r}" if fitting else "and no convolution of this network has"
+    if layer not in outputs:
+        raise UserError(f"layer {layer!r} takes no part in this network's answer; {hint}")
+    shape = tuple(outputs[layer].shape) if isinstance(outputs[layer], Tensor) else type(outputs[layer]).__name__
+    raise UserError(f"layer {layer!r} has no maps of more than one pixel, its output is {shape}; {hint}")
+
+
+def _has_maps(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1

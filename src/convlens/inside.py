@@ -57,12 +57,15 @@ def network(
 ) -> dict[str, Any]:
     """Draw the network itself, its test images on a map by `method`, say to `said` (stdout) which channels are dead or
     duplicate, and give all of it as JSON takes it. Raises UserError where its data is not there, or `method` is neither
-    pca nor umap."""
+    pca nor umap, or UMAP is not installed."""
     from .console import err
+    from .embedding import require_umap
     from .insight import draw_network, findings
 
     if method not in ("pca", "umap"):
         raise unknown("map", method, ("pca", "umap"))
+    if method == "umap":
+        require_umap()  # before the long walk
     found, folder = walked(run, file, load, data_dir), (out or run.path / "explain") / "network"
     drawn, result = draw_network(folder, file.model, found, method)
     print(

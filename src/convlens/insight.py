@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import plots
-from .channels import RankedLayer, Ranking, Survey, SurveyedLayer, rank_channels, sample, survey
+from .channels import NUMBERS, RankedLayer, Ranking, Survey, SurveyedLayer, rank_channels, sample, survey
 from .closeup import ROWS, Row, Shown, embedding_map, picture_rows, ranked_channels
 from .data import Data
 from .embedding import embed, features_of, nearest, pca, typical, umap
@@ -85,11 +85,18 @@ def _what(layer: RankedLayer) -> str:
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a class's name begins no formula
 def draw_image(
-    folder: Path, model: nn.Module, image: Tensor, classes: Sequence[str], caption: str, found: Walk | None = None
+    folder: Path,
+    model: nn.Module,
+    image: Tensor,
+    classes: Sequence[str],
+    caption: str,
+    found: Walk | None = None,
+    itself: int | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """The channels that move the prediction for an image uint8 (C, H, W), and, where training images were walked over,
     what else fires the strongest of every layer, and the image's nearest neighbours. The PNGs, and all of it as JSON
-    takes it. `caption` says what the network took it for.
+    takes it. `caption` says what the network took it for, `itself` which training image it is, if one: that is no
+    neighbour of its own.
 
     Raises:
         UserError: a folder that cannot be written, or a network without a linear layer and without a convolution.
@@ -120,8 +127,9 @@ def draw_image(
     text = f"The nine that fire it most among {found.extent}, each cut to what the channel sees where it fires most."
     heads = ("here", "training images, and their classes")
     drawn += _pages(folder, "examples", rows, lambda part, t: picture_rows(part, t, text, heads), title)
-    near = nearest(embed(model, image[None])[0], found.features)
-    train, places = found.data.train, found.places[near.places[0]]
+    known = (found.places != (-1 if itself is None else itself)).nonzero().flatten()
+    near = nearest(embed(model, image[None])[0], found.features[known])
+    train, places = found.data.train, found.places[known[near.places[0]]]
     result["neighbours"] = []
     others = []
     for place, distance in zip(places.tolist(), near.distances[0].tolist(), strict=True):
@@ -150,12 +158,17 @@ def draw_network(folder: Path, model: nn.Module, found: Walk, method: str = "pca
     make_folder(folder)
     data, test = found.data, found.data.test
     places = sample(test)
-    ranking = rank_channels(model, test.at(places[torch.linspace(0, len(places) - 1, min(RANKED, len(places))).long()]))
+    ranked = places[torch.linspace(0, len(places) - 1, min(RANKED, len(places))).long()]
+    moved: dict[str, Tensor] = {}  # by every channel of a layer, over all images
+    for part in ranked.split(max(NUMBERS // test.store[0].numel(), 1)):
+        ranking = rank_channels(model, test.at(part))
+        for one in ranking.layers:
+            moved[one.name] = moved.get(one.name, 0) + one.scores.abs().sum(0)
     shown, surveyed = blocks(ranking), {layer.name: layer for layer in found.survey.layers}
     rows, result = [], found.survey.to_dict()
     for layer, _, lines in shown:
-        mean = layer.scores.abs().mean(0)
-        for channel in mean.sort(descending=True, stable=True).indices[: max(1, ROWS // len(shown))].tolist():
+        order = moved[layer.name].sort(descending=True, stable=True).indices
+        for channel in order[: max(1, ROWS // len(shown))].tolist():
             rows.append(_row(surveyed[layer.name], channel, data, lines))
     title = "What fires the channels that move predictions most"
     text = f"The nine that fire each most among {found.extent}, cut to what it sees where it fires most."

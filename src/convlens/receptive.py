@@ -17,8 +17,26 @@ SLIDING: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation"),
     F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     torch.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    F.max_pool2d_with_indices: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode"),
 }
+# Functions by name, whether of torch, of torch.nn.functional or methods of a tensor
+ACTIVATIONS = {"relu", "hardtanh", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu",
+               "mish", "hardswish", "softplus", "threshold", "tanh", "sigmoid", "hardsigmoid", "softsign",
+               "logsigmoid"}  # fmt: skip # a name a line says no more
+# What makes each number of a map from those at its own place; what group and layer norm take of a whole map aside
+POINTWISE = ACTIVATIONS | {
+    "abs", "add", "addcdiv", "addcmul", "alpha_dropout", "batch_norm", "bfloat16", "cat", "chunk", "clamp", "clamp_max",
+    "clamp_min", "clip", "clone", "concat", "concatenate", "contiguous", "cos", "detach", "div", "divide", "double",
+    "dropout", "dropout2d", "erf", "exp", "expand", "expand_as", "expm1", "feature_alpha_dropout", "feature_dropout",
+    "float", "group_norm", "half", "instance_norm", "layer_norm", "lerp", "local_response_norm", "log", "log1p",
+    "masked_fill", "maximum", "minimum", "mul", "multiply", "neg", "negative", "pow", "rdiv", "reciprocal", "repeat",
+    "rpow", "rsqrt", "rsub", "rtruediv", "sign", "sin", "split", "sqrt", "square", "sub", "subtract",
+    "tensor_split", "to", "true_divide", "type", "type_as", "where",
+}  # fmt: skip # a name a line says no more
+# The same, where they go along the channels
+ALONG = {"amax", "amin", "cumsum", "glu", "log_softmax", "logsumexp", "max", "mean", "median", "min", "normalize",
+         "softmax", "sort", "std", "sum", "topk", "var"}  # fmt: skip # a name a line says no more
 
 
 @dataclass(frozen=True)
@@ -66,17 +84,21 @@ class Fields:
     def follow(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, layer: str) -> None:
         """Note what `func` made of its arguments while `layer` ran."""
         inputs = [self._maps[id(value)] for value in tensors((args, kwargs)) if id(value) in self._maps]
-        made = [value for value in tensors(out) if id(value) not in self._maps]
+        target = overwritten(func, args, kwargs)
+        outputs = [args[0]] if func is Tensor.__setitem__ else tensors(out)
+        made = [value for value in outputs if id(value) not in self._maps or value is target]
         if not inputs or not made:
             return
-        slide = slides(func, args, kwargs)
+        slide, cut = slides(func, args, kwargs), sliced(func, args)
+        sizes, alone = {each.tensor.shape[2:] for each in inputs}, pointwise(func, args, kwargs)
         for each in inputs:
             if slide and each is inputs[0]:
                 _look(each, slide, made[0], layer)
-            elif func is not Tensor.__getitem__:  # a slice is no reader: what reads on is
+            elif not cut:  # a slice is no reader: what reads on is
                 each.whole = True
         for value in made:
-            fields, jumps = zip(*(_side(i, func, inputs, slide, value) for i in (0, 1)), strict=True)
+            still = func is F.pad or (alone and sizes == {value.shape[2:]})
+            fields, jumps = zip(*(_side(i, inputs, slide, cut, still, value) for i in (0, 1)), strict=True)
             self._maps[id(value)] = _Map(value, fields, jumps)
 
     def unseen(self) -> list[Unseen]:
@@ -106,6 +128,36 @@ def slides(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Window, Window
     return high, wide
 
 
+def sliced(func: Any, args: Any) -> list[slice] | None:
+    """The four slices that an operation takes of maps (N, C, H, W); None where it takes another thing, or none."""
+    if func is not Tensor.__getitem__ or args[0].ndim != 4:
+        return None
+    parts = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
+    whole = [slice(None)] * (4 - len(parts) + any(part is Ellipsis for part in parts))
+    at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+    parts[at : at + 1] = whole
+    return parts if len(parts) == 4 and all(isinstance(part, slice) for part in parts) else None
+
+
+def pointwise(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether an operation is known to make each number of a map from those at its own place alone."""
+    name = getattr(func, "__name__", "").strip("_")
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    along = list(dim) if isinstance(dim, list | tuple) else [dim]
+    return name in POINTWISE or (
+        name in ALONG and len(along) == 1 and isinstance(along[0], int) and along[0] in (1, -3)
+    )
+
+
+def overwritten(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into, as `x += y`, `x[0] = y` and `relu(x, inplace=True)` do."""
+    name = getattr(func, "__name__", "")
+    if kwargs.get("out") is not None:
+        return kwargs["out"]
+    in_place = kwargs.get("inplace") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return args[0] if in_place and args else None
+
+
 def tensors(values: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists and dicts, in order."""
     if isinstance(values, Tensor):
@@ -129,19 +181,23 @@ def _look(image: _Map, slide: tuple[Window, Window], out: Tensor, layer: str) ->
 
 
 def _side(
-    side: int, func: Any, inputs: list[_Map], slide: tuple[Window, Window] | None, out: Tensor
+    side: int,
+    inputs: list[_Map],
+    slide: tuple[Window, Window] | None,
+    cut: list[slice] | None,
+    still: bool,
+    out: Tensor,
 ) -> tuple[float, int]:
-    """Field and jump of `out` along the height (side 0) or the width (1)."""
+    """Field and jump of `out` along the height (side 0) or the width (1); `still` where no number moves, but by
+    padding."""
     extent, jump = max(each.fields[side] for each in inputs), max(each.jumps[side] for each in inputs)
-    source = inputs[0].tensor
-    pixels = source.shape[2 + side] if source.ndim == 4 else 1
     if slide:
         window = slide[side]
         return extent + window.dilation * (window.kernel - 1) * jump, jump * window.stride
-    if func is Tensor.__getitem__ and out.ndim == 4:
-        return extent, jump * max(round(pixels / out.shape[2 + side]), 1)  # every second row, as in a shortcut
-    if out.ndim != 4 or (out.shape[2 + side] != pixels and func is not F.pad):
-        return math.inf, jump  # flattened or pooled to one number: it sees everything
+    if cut and out.ndim == 4:
+        return extent, jump * (cut[2 + side].step or 1)  # every second row, as in a shortcut
+    if out.ndim != 4 or not still:
+        return math.inf, jump  # flattened, pooled to one number, mixed, or not known: it sees everything
     return extent, jump
 
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import markup
 from .evaluation import evaluating
+from .explain import as_input, layers_of, uncompiled
 from .models.sizes import WINDOWED, Window, formula, windows
 from .receptive import Fields, slides, tensors
 
@@ -97,19 +98,20 @@ class Summary:
 
 
 def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary:
-    """The table of `model` for images of this size: one pass of one empty image, in evaluation mode, mode put back."""
+    """The table of `model` for images of this size: one pass of one empty image, in evaluation mode, mode put back.
+    What torch.compile made is computed without it."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, channels, *size, dtype=torch.uint8, device=device)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    image = as_input(model, torch.zeros(1, channels, *size, dtype=torch.uint8))
     counter = FlopCounterMode(display=False)
     seen = _Pass(image, counter.get_total_flops)
     handles = []
-    for name, layer in model.named_modules():
+    for name, layer in layers_of(model).items():
         handles.append(layer.register_forward_pre_hook(lambda m, _, n=name: seen.enter(n or ITSELF, m)))
         handles.append(layer.register_forward_hook(lambda _, inputs, out: seen.leave(inputs, out)))
     try:
-        with evaluating(model), torch.no_grad(), counter, seen:
+        with evaluating(model), uncompiled(), torch.no_grad(), counter, seen:
             model(image)
     finally:
         for handle in handles:

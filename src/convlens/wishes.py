@@ -13,9 +13,11 @@ from .attribution import baseline_of
 from .device import mix_seed
 from .errors import UserError
 from .evaluation import evaluating
-from .explain import capture, uncompiled
+from .explain import as_input, capture, uncompiled
 from .faithfulness import gaussian_blur
 from .splits import Split
+
+AT_ONCE = 1 << 20  # pixels and channels of the images that are climbed to together
 
 
 def class_means(split: Split, count: int) -> Tensor:
@@ -62,7 +64,7 @@ def maximise(
     2015): in each step all images are shifted, around the edges, by up to `jitter` pixels (a sixteenth of the shorter
     side), and seen through a Gaussian of `blur` pixels (a thirty-second of it), which falls to zero over the steps.
 
-    All targets are climbed together, and each comes out as it would alone; `seed` decides noise and shifts. The model
+    Many targets are climbed together, and each comes out as it would alone; `seed` decides noise and shifts. The model
     is left as it was.
 
     Raises:
@@ -76,41 +78,57 @@ def maximise(
             f"and {len(targets)} targets"
         )
     device = next(model.parameters()).device
-    start = baseline_of(model, torch.zeros(1, *size, device=device)).clamp(1, 254) / 255
-    noise = torch.stack([torch.randn(size, generator=_generator(seed, target)) for target in targets]).to(device)
+    empty = torch.zeros(1, *size, device=device)
+    with evaluating(model), uncompiled(), torch.no_grad():
+        count = _answers(model, empty, layer).shape[1]
+    if not all(0 <= target < count for target in targets):
+        kind = f"channels of {layer}" if layer else "classes"
+        raise UserError(f"the {kind} go from 0 to {count - 1}, and {list(targets)} were asked for")
+    start = baseline_of(model, empty).clamp(1, 254) / 255
     shifts = torch.randint(-jitter, jitter + 1, (steps, 2), generator=_generator(seed)).tolist()
+    parts = []
+    for some in torch.tensor(targets).split(max(AT_ONCE // empty.numel(), 1)):
+        noise = torch.stack([torch.randn(size, generator=_generator(seed, target)) for target in some.tolist()])
+        parts.append(_climb(model, start.logit() + 0.3 * noise.to(device), some, layer, shifts, rate, blur))
+    images, before, after = (torch.cat(both).cpu() for both in zip(*parts, strict=True))
+    settings = {"steps": steps, "rate": rate, "jitter": jitter, "blur": blur, "seed": seed}
+    return Wishes(images, tuple(targets), after.float(), before.float(), layer, settings)
+
+
+def _climb(
+    model: nn.Module, climbed: Tensor, targets: Tensor, layer: str | None, shifts: list[list[int]], rate: float,
+    blur: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip # what, whither, how
+    """Images uint8 (N, C, H, W) climbed to from (N, C, H, W), and what the network says before and after (N,)."""
+
+    def activations(images: Tensor) -> Tensor:
+        return _answers(model, images, layer)[range(len(targets)), targets.tolist()]
+
     with evaluating(model), uncompiled(), torch.inference_mode(False), torch.enable_grad():
-        climbed = (start.logit() + 0.3 * noise).requires_grad_()
-        before = _activations(model, _pixels(climbed, blur), targets, layer).detach()
+        climbed = climbed.clone().requires_grad_()
+        before = activations(_pixels(climbed, blur)).detach()
         adam = torch.optim.Adam([climbed], lr=rate)
         for step, shift in enumerate(shifts):
-            pixels = _pixels(climbed, blur * (1 - step / steps))
-            activations = _activations(model, pixels.roll(shift, (2, 3)), targets, layer)
-            (climbed.grad,) = torch.autograd.grad(-activations.sum(), climbed)
+            pixels = _pixels(climbed, blur * (1 - step / len(shifts)))
+            (climbed.grad,) = torch.autograd.grad(-activations(pixels.roll(shift, (2, 3))).sum(), climbed)
             adam.step()
     with evaluating(model), uncompiled(), torch.no_grad():
         images = _pixels(climbed, 0).round().byte()
-        after = _activations(model, images, targets, layer)
-    settings = {"steps": steps, "rate": rate, "jitter": jitter, "blur": blur, "seed": seed}
-    return Wishes(images.cpu(), tuple(targets), after.float().cpu(), before.float().cpu(), layer, settings)
+        return images, before, activations(as_input(model, images))
 
 
 def _pixels(climbed: Tensor, blur: float) -> Tensor:
     return 255 * gaussian_blur(climbed, blur).sigmoid()
 
 
-def _activations(model: nn.Module, images: Tensor, targets: Sequence[int], layer: str | None) -> Tensor:
-    """(N,): of the n-th image the n-th target's."""
+def _answers(model: nn.Module, images: Tensor, layer: str | None) -> Tensor:
+    """(N, K): the logits, or the means of the channels of `layer`."""
     with capture(model, [layer] if layer else []) as outputs:
         logits = model(images)
     found = outputs[layer] if layer else logits
     if not isinstance(found, Tensor) or found.ndim not in (2, 4):
         raise UserError(f"layer {layer!r} has no channels: its output is neither (N, C) nor (N, C, H, W)")
-    if not all(0 <= target < found.shape[1] for target in targets):
-        kind = f"channels of {layer}" if layer else "classes"
-        raise UserError(f"the {kind} go from 0 to {found.shape[1] - 1}, and {list(targets)} were asked for")
-    channels = found.flatten(2).mean(2) if found.ndim == 4 else found
-    return channels[range(len(targets)), list(targets)]
+    return found.flatten(2).mean(2) if found.ndim == 4 else found
 
 
 def _generator(*seeds: int) -> torch.Generator:
