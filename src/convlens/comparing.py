@@ -224,8 +224,8 @@ def _tests(runs: Sequence[Run], sides: Sequence[Side], said: list[str]) -> tuple
         elif hashes[0] != hashes[1]:
             shown = " and ".join(found[:12] for found in hashes)
             said.append(
-                f"No McNemar test of {pair}: they were trained and tested on different data, or on the same pictures at "
-                f"another size (sha256 {shown})."
+                f"No McNemar test of {pair}: they were trained and tested on different data, or on the same "
+                f"pictures at another size (sha256 {shown})."
             )
         elif (theirs := _answers(run)).keys() != answers.keys():
             said.append(f"No McNemar test of {pair}: of the same data they held out different images as the test set.")
