@@ -50,6 +50,12 @@ class Difference(nn.Module):
         return (logits[:, 2] - logits[:, 4])[:, None]
 
 
+def grad_cam_at(model: nn.Module) -> int:
+    """The place of the activation behind the last convolution."""
+    features = model.network.features
+    return [i for i, layer in enumerate(features) if isinstance(layer, nn.Conv2d)][-1] + 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("against", [None, 4])
 def test_values_are_captums_own(method: str, against: int | None, model: nn.Module, images: Tensor) -> None:
@@ -57,7 +63,7 @@ def test_values_are_captums_own(method: str, against: int | None, model: nn.Modu
     whole, target = (model, 2) if against is None else (Difference(model), 0)
     pixels = images.float().requires_grad_()
     gray = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1).mul(255).expand(1, 3, *SIZE)
-    layer = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    layer = model.network.features[grad_cam_at(model)]
     for i, found in enumerate(attribute(model, images, method, 2, against, baseline=gray[0])):
         one = pixels[i : i + 1]
         expected = (
@@ -229,9 +235,18 @@ def test_a_compiled_model_gives_the_same(images: Tensor, model: nn.Module) -> No
     torch.compiler.reset()
 
 
-def test_grad_cam_chooses_the_last_convolution_with_maps(model: nn.Module, images: Tensor) -> None:
-    convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    assert attribute(model, images[:1])[0].layer == convolutions[-1]
+def test_grad_cam_chooses_the_last_layer_with_maps_as_fine_as_the_last_convolutions(
+    model: nn.Module, images: Tensor
+) -> None:
+    assert attribute(model, images[:1])[0].layer == f"network.features.{grad_cam_at(model)}"
+    assert isinstance(model.network.features[grad_cam_at(model)], nn.ReLU)
+    residual = build("resnet20", channels=3, classes=2, size=(32, 32))
+    assert grad_cam_layer(residual, torch.zeros(1, 3, 32, 32)) == "network.blocks"  # its last block's output
+    coarser = grad_cam_layer(residual, torch.zeros(1, 3, 16, 16))  # 4 pixels of a side in the last three blocks
+    assert coarser == "network.blocks.5"
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, 2), nn.Flatten())
+    assert grad_cam_layer(wide, torch.zeros(1, 1, 8, 8)) == "2"
     one = nn.Sequential(Normalize((0.0,), (1.0,)), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 4), nn.Flatten())
     unused = nn.Module()
     unused.add_module("later", nn.Conv2d(1, 1, 1))

@@ -159,23 +159,23 @@ def gradient_reaches(model: nn.Module, images: Tensor) -> bool:
 
 
 def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) -> str:
-    """The name of the layer whose maps Grad-CAM weighs for `image` (1, C, H, W): `layer`, where it has maps; without it
-    the last convolution to run whose maps are fine enough to show a place, or else have more than one pixel. (What lies
-    behind its norm and activation puts less heat on the object that tests plant.)
+    """The name of the layer whose maps Grad-CAM weighs for `image` (1, C, H, W): `layer`, where it has maps. Without it
+    the last convolution to run whose maps are fine enough to show a place, or else have more than one pixel, says how
+    fine, and of all layers with maps of that size the last to run is taken: behind norm, activation and shortcut.
 
     Raises:
         UserError: there is none.
     """
     layers = layers_of(model)
     layer = f"{INSIDE}{layer}" if layer not in layers and f"{INSIDE}{layer}" in layers else layer
-    convolutions = [name for name, module in layers.items() if isinstance(module, nn.Conv2d)]
-    with capture(model, convolutions if layer is None else [*convolutions, layer]) as outputs, torch.no_grad():
+    asked = [*filter(None, layers)] if layer is None or layer in layers else [layer]
+    with capture(model, asked) as outputs, torch.no_grad():
         model(image)
-    maps = [name for name, out in outputs.items() if _has_maps(out)]
-    fitting = [name for name in maps if name in convolutions]
+    maps = {name: out.shape[2:] for name, out in outputs.items() if _has_maps(out)}
+    fitting = [name for name in maps if isinstance(layers[name], nn.Conv2d)]
     if layer is None and fitting:
-        fine = [name for name in fitting if min(outputs[name].shape[2:]) >= FINE]
-        return (fine or fitting)[-1]
+        size = maps[([name for name in fitting if min(maps[name]) >= FINE] or fitting)[-1]]
+        return [name for name in maps if maps[name] == size and not isinstance(layers[name], nn.Identity)][-1]
     if layer in maps:
         return layer
     if layer is None:
