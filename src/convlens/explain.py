@@ -19,7 +19,6 @@ from .evaluation import evaluating
 from .models.sizes import WINDOWED, formula, windows
 
 INSIDE = "network."  # what the names of layers begin with in a model of ours; tables leave it out
-FINE = 5  # pixels of a side: maps of 3 x 3 tell one side of the image from the other, no more
 NO_GRADIENT = (
     "no gradient reaches the pixels of this network, as where its forward pass is under torch.no_grad() or detach(): "
     "ask by occlusion, and for no channels"
@@ -160,8 +159,9 @@ def gradient_reaches(model: nn.Module, images: Tensor) -> bool:
 
 def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) -> str:
     """The name of the layer whose maps Grad-CAM weighs for `image` (1, C, H, W): `layer`, where it has maps. Without it
-    the last convolution to run whose maps are fine enough to show a place, or else have more than one pixel, says how
-    fine, and of all layers with maps of that size the last to run is taken: behind norm, activation and shortcut.
+    the last convolution to run whose maps have more than one pixel says how fine, and of all layers with maps of that
+    size the last to run is taken: behind norm, activation and shortcut. (Before them, and at finer maps further in
+    front, the weighted sum of a speednet's maps was often nowhere above zero: nothing was left to see.)
 
     Raises:
         UserError: there is none.
@@ -174,7 +174,7 @@ def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) ->
     maps = {name: out.shape[2:] for name, out in outputs.items() if _has_maps(out)}
     fitting = [name for name in maps if isinstance(layers[name], nn.Conv2d)]
     if layer is None and fitting:
-        size = maps[([name for name in fitting if min(maps[name]) >= FINE] or fitting)[-1]]
+        size = maps[fitting[-1]]
         return [name for name in maps if maps[name] == size and not isinstance(layers[name], nn.Identity)][-1]
     if layer in maps:
         return layer

@@ -225,7 +225,7 @@ Explained = Annotated[
 ]
 Against = Annotated[str | None, typer.Option("--against", metavar="C", help="Why that class and not this one.")]
 Layer = Annotated[
-    str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last convolution with maps]")
+    str | None, typer.Option("--layer", metavar="L", help="Grad-CAM's layer. [default: the last stage with maps]")
 ]
 Wishes = Annotated[
     bool, typer.Option("--wishes", help="Draw what the network wants to see: class means, and images climbed to.")
