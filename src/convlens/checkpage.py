@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from .album import Album
@@ -15,6 +14,7 @@ from .checking import Report
 from .errors import UserError
 from .findings import Finding, Item
 from .images import InputSpec, preprocess
+from .markup import templates
 
 THUMBNAIL = 96  # pixels of its longer side
 SHOWN = 40  # thumbnails a finding: fifteen kinds of them make a page of about 2 MB
@@ -24,18 +24,11 @@ COPIES = 4  # thumbnails of one picture's copies
 def page(report: Report) -> str:
     """The whole page. Of each finding the first SHOWN pictures are shown, and named; a terminal or JSON names all."""
     album = report.album
-    environment = Environment(
-        loader=PackageLoader("convlens"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     place_of = {name: place for place, name in enumerate(album.names)}
     sections = [(finding, _rows(album, finding, place_of)) for finding in report.findings]
     found = report.to_dict()
     largest = max((count for row in found["counts"].values() for count in row.values()), default=0)
-    text = environment.get_template("check.html").render(found=found, sections=sections, largest=max(largest, 1))
+    text = templates().get_template("check.html").render(found=found, sections=sections, largest=max(largest, 1))
     return text.encode(errors="backslashreplace").decode()  # a file name need not be UTF-8, a page must
 
 

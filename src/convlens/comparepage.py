@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import base64
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from .comparing import EXACT, Comparison, shown
+from .markup import templates
 from .plots import new_axes, rendered
 from .together import curves_together
 
 
 def page(found: Comparison) -> str:
     """The whole page: the runs with their intervals, curves, what differs, McNemar's test."""
-    environment = Environment(
-        loader=PackageLoader("convlens"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["shown"] = shown
     bounds = [bound for side in found.sides for bound in side.interval or ()]
     quantities = ("accuracy", "loss") if any(side.history for side in found.sides) else ()

@@ -62,10 +62,15 @@ class Trust:
 
 def trust(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Trust:
     """All of it from the raw logits (N, K) and labels (N,) of a split."""
-    right = logits.argmax(1) == labels
     raw, calibrated = (probabilities_of(logits, divisor).amax(1) for divisor in (1.0, temperature))
+    return trust_of(raw, calibrated, logits.argmax(1) == labels, temperature)
+
+
+def trust_of(raw: Tensor, calibrated: Tensor, right: Tensor, temperature: float) -> Trust:
+    """The same from how sure the answers are before and after the temperature, each (N,) in 0..1, and which of them are
+    `right`, bool (N,)."""
     return Trust(
-        images=len(labels),
+        images=len(right),
         temperature=temperature,
         ece=expected_error(raw, right, BINS),
         ece_calibrated=expected_error(calibrated, right, BINS),

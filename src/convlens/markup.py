@@ -1,4 +1,5 @@
-"""Small pieces of HTML that need nothing else, for values that draw themselves in a notebook (`_repr_html_`)."""
+"""Small pieces of HTML that need nothing else, for values that draw themselves in a notebook (`_repr_html_`), and the
+templates of whole pages."""
 
 from __future__ import annotations
 
@@ -11,8 +12,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # whoever has an array to draw has numpy already
     import numpy as np
+    from jinja2 import Environment
 
 WIDTH = 560  # pixels that the tiles of a layer's maps fill at most
+
+
+def templates(keep_trailing_newline: bool = False) -> Environment:
+    """What reads the package's templates: in those of HTML all that is filled in is escaped, and a name that is not
+    given is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape  # notebooks draw without it
+
+    return Environment(
+        loader=PackageLoader("convlens"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=keep_trailing_newline,
+    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:

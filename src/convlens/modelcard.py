@@ -14,12 +14,12 @@ from typing import Any
 
 import safetensors
 import tomli_w
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .datasets import DATASETS, DatasetSpec
 from .errors import UserError
 from .files import write_whole
 from .intervals import wilson
+from .markup import templates
 from .recipe import AugmentConfig, Recipe
 from .run import Run
 from .tensors import read_metadata
@@ -64,14 +64,7 @@ def model_card(run: Run) -> str:
     words += ["--limit", str(data["limit"])] if data["limit"] else []
     counts = _training_counts(run).most_common() if data["folder"] else []
     classes = [row["name"] for row in test["classes"]]
-    environment = Environment(
-        loader=PackageLoader("convlens"),
-        autoescape=False,  # noqa: S701 - it is no HTML; `plain` and `yaml` make names harmless
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(keep_trailing_newline=True)  # which escape no Markdown: `plain` and `yaml` do
     environment.filters |= {"plain": plain, "yaml": yaml, "percent": lambda share: f"{100 * share:.2f} %"}
     text = environment.get_template("card.md").render(
         aim=_reachable(file["calibration"]["curve"]),

@@ -16,7 +16,7 @@ from .errors import FAILED, UserError
 @dataclass(frozen=True)
 class Outcomes:
     """`names` (N): files, or test:7 as `convlens explain` takes it. `labels` and `predicted` int (N,); `probabilities`
-    float (N, K), calibrated, to six digits."""
+    float (N, K), calibrated, to nine digits."""
 
     names: tuple[str, ...]
     labels: np.ndarray

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from .calibration import expected_error
 from .charts import Axis, Series, chart, legend, percent, scatter
-from .confidence import BINS, Bin, Trust, coverage_curve, reliability_bins
+from .confidence import Bin, Trust, trust_of
 from .outcomes import Outcomes
 from .robust import Robustness
 
@@ -58,19 +57,11 @@ def training_charts(history: Sequence[dict[str, Any]], say: Say) -> list[Titled]
     return drawn
 
 
-def trust_of(outcomes: Outcomes, temperature: float) -> Trust:
-    """As `confidence.trust` has it, to the six digits of predictions.csv."""
+def trust_in(outcomes: Outcomes, temperature: float) -> Trust:
+    """As `confidence.trust` has it, to the nine digits of predictions.csv."""
     right, calibrated = torch.from_numpy(outcomes.right), torch.from_numpy(outcomes.confidence)
     raw = torch.from_numpy(outcomes.before(temperature)) if temperature != 1 else calibrated
-    return Trust(
-        images=len(right),
-        temperature=temperature,
-        ece=expected_error(raw, right, BINS),
-        ece_calibrated=expected_error(calibrated, right, BINS),
-        bins=reliability_bins(raw, right),
-        calibrated=reliability_bins(calibrated, right),
-        coverage=coverage_curve(calibrated, right),
-    )
+    return trust_of(raw, calibrated, right, temperature)
 
 
 def trust_charts(found: Trust, say: Say) -> list[Titled]:

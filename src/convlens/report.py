@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from . import __version__
 from .corruptions import CORRUPTIONS, STRENGTHS
@@ -21,9 +20,10 @@ from .data import Data
 from .errors import UserError
 from .files import write_whole
 from .intervals import wilson
+from .markup import templates
 from .modelfile import ModelFile
 from .outcomes import Outcomes, read_outcomes
-from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts, trust_of
+from .pagecharts import map_chart, robustness_charts, training_charts, trust_charts, trust_in
 from .pageinside import attempt, inside
 from .repeating import evaluating_command, last_name, repeating_command, stand_ins, without_paths
 from .robust import robustness
@@ -98,13 +98,7 @@ def write_report(sources: Sources, path: Path | None = None, language: str = "en
 def page(sources: Sources, language: str = "en") -> str:
     """The whole page. Of a run that is not finished it has what there is."""
 
-    jinja = Environment(
-        loader=PackageLoader("convlens"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    jinja = templates()
     words = {} if language == "en" else json.loads(jinja.get_template(f"report.{language}.json").render())
 
     def say(text: str, **values: object) -> str:
@@ -155,7 +149,7 @@ def page(sources: Sources, language: str = "en") -> str:
         found |= {"metrics": metrics, "interval": wilson(right, test["images"])}
         pictures = _Pictures(outcomes, data)
         shown["results"] = _results(outcomes, test, pictures, album)
-        trust = trust_of(outcomes, metrics["calibration"]["temperature"])
+        trust = trust_in(outcomes, metrics["calibration"]["temperature"])
         shown["trust"], found["trust"] = trust_charts(trust, say), trust.to_dict()
         if file and (within := attempt(say("Inside"), lambda: inside(file, data, outcomes, say), lacking, say)):
             if within["map"]:
