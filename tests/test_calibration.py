@@ -17,7 +17,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from convlens import Data, Predictor, Recipe, Run, load
+from convlens import Data, Predictor, Recipe, Run, load, operating
 from convlens.calibration import (
     BOUNDS,
     LEAST,
@@ -238,9 +238,9 @@ def test_a_run_stores_the_calibration_of_the_weights_that_it_keeps(run: Run, dat
     with torch.no_grad():
         val, test = file.model(data.val.images), file.model(data.test.images)
     temperature = fit_temperature(val, data.val.labels)
-    assert file.calibration.temperature == pytest.approx(temperature, rel=1e-4)
+    assert file.manifest.calibration.temperature == pytest.approx(temperature, rel=1e-4)
     assert temperature != 1
-    assert (stored["temperature"], stored["note"]) == (file.calibration.temperature, "")
+    assert (stored["temperature"], stored["note"]) == (file.manifest.calibration.temperature, "")
     for name, logits, split in (("val", val, data.val), ("test", test, data.test)):
         expected = reliability(logits, split.labels, temperature)
         assert stored[name] == pytest.approx(expected, rel=1e-3, abs=1e-5)
@@ -251,7 +251,7 @@ def test_a_run_stores_the_calibration_of_the_weights_that_it_keeps(run: Run, dat
     right = (val.argmax(1) == data.val.labels).numpy()
     target = min((right.mean() + 1) / 2, 0.99)
     expected_choice = slow_choice(confidence, right, target)
-    found = file.calibration.reaching(target)
+    found = file.manifest.calibration.reaching(target)
     assert expected_choice is not None
     assert (found.accuracy, found.coverage) == pytest.approx(expected_choice[1:])
 
@@ -259,13 +259,13 @@ def test_a_run_stores_the_calibration_of_the_weights_that_it_keeps(run: Run, dat
 def test_golden_logits_and_the_model_stay_raw(run: Run, data: Data) -> None:
     file = load_model(run.path / "model.safetensors")
     assert golden_difference(file) < 1e-5
-    predictor = Predictor(file)
+    predictor = Predictor.load(run.path)
     images = data.test.images[:20]
     with torch.no_grad():
         raw = file.model(images)
-    assert torch.equal(predictor.logits(images), raw)
-    expected = softmax(raw.double().numpy() / file.calibration.temperature, axis=1)
-    np.testing.assert_allclose(predictor.probabilities(images).numpy(), expected, rtol=1e-12)
+    assert np.array_equal(predictor.logits(images.numpy()), raw.numpy())
+    expected = softmax(raw.double().numpy() / file.manifest.calibration.temperature, axis=1)
+    np.testing.assert_allclose(predictor.probabilities(images.numpy()), expected, rtol=1e-12)
     rows = [line.split(",") for line in (run.path / "predictions.csv").read_text().splitlines()[1:21]]
     np.testing.assert_allclose([[float(p) for p in row[4:]] for row in rows], expected, atol=1e-5)
 
@@ -278,7 +278,7 @@ def test_a_run_without_a_validation_split_says_so(tmp_path: Path) -> None:
     assert "no validation images" in stored["note"]
     assert set(stored) == {"temperature", "note", "test"}
     assert stored["test"]["ece"] == stored["test"]["ece_calibrated"]
-    assert run.model_file().calibration == Calibration()
+    assert run.model_file().manifest.calibration == Calibration()
 
 
 def unlike(images: Tensor) -> dict[str, Tensor]:
@@ -291,24 +291,26 @@ def test_energy_tells_noise_and_blank_images_from_digits(tmp_path: Path) -> None
     """With the articles' LeNet-5; also dark digits on white, of which it has seen none."""
     recipe = get_recipe("lenet5-mnist").override({"epochs": 2, "device": "cpu", "data.val": 0.1})
     digits = load("mnist-5k", recipe, limit=3000)
-    predictor = Predictor(fit_undrawn(recipe, digits, tmp_path).model_file())
-    temperature = predictor.file.calibration.temperature
-    usual = energy(predictor.logits(digits.test.images), temperature)
+    predictor = Predictor.load(fit_undrawn(recipe, digits, tmp_path).path)
+    temperature = predictor.manifest.calibration.temperature
+    usual = operating.energy(predictor.logits(digits.test.images.numpy()), temperature)
     for name, pictures in unlike(digits.test.images).items():
-        scores = torch.cat([usual, energy(predictor.logits(pictures), temperature)])
+        scores = np.concatenate([usual, operating.energy(predictor.logits(pictures.numpy()), temperature)])
         assert roc_auc_score([0] * len(usual) + [1] * len(usual), scores) > 0.8, name
 
 
 def test_noise_is_unusual_also_to_a_network_that_is_surer_of_it_than_of_digits(run: Run, data: Data) -> None:
-    predictor = Predictor(run.model_file())
-    low, high = predictor.file.calibration.usual
+    predictor = Predictor.load(run.path)
+    low, high = predictor.manifest.calibration.usual
 
     def unusual(images: Tensor) -> float:
-        energies = energy(predictor.logits(images), predictor.file.calibration.temperature)
-        return ((energies < low) | (energies > high)).double().mean().item()
+        energies = operating.energy(predictor.logits(images.numpy()), predictor.manifest.calibration.temperature)
+        return ((energies < low) | (energies > high)).mean()
 
     noise = unlike(data.test.images)["noise"]
-    sure, usual = (energy(predictor.logits(images), 1.0).median() for images in (noise, data.test.images))
+    sure, usual = (
+        np.median(operating.energy(predictor.logits(images.numpy()), 1.0)) for images in (noise, data.test.images)
+    )
     assert sure < usual, "else this network does not show what is tested"
     assert unusual(noise) > 0.9
     assert unusual(data.test.images) < 0.15

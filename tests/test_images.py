@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from convlens.errors import UserError
-from convlens.images import MAX_PIXELS, InputSpec, preprocess, read_picture
+from convlens.images import MAX_PIXELS, MAX_SIDE, InputSpec, preprocess, read_picture
 from refusals import refused
 
 RNG = np.random.default_rng(0)
@@ -268,6 +268,19 @@ def test_bomb(tmp_path: Path, side: int) -> None:
     path.write_bytes(png(side, side))
     assert path.stat().st_size < 100
     refused(lambda: preprocess(path, RGB), path, "pixels", f"{MAX_PIXELS:,}", "allowed")
+
+
+def test_a_side_that_is_very_long() -> None:
+    """Of rows of millions of pixels Pillow copies what it has of one again and again, for minutes."""
+    wide = png(MAX_SIDE, 1, b"\0" + bytes(MAX_SIDE))
+    assert preprocess(wide, InputSpec((1, 2), 1)).shape == (1, 1, 2)
+    refused(lambda: preprocess(png(MAX_SIDE + 1, 1), RGB), "65536 x 1 pixels", "a side of 65,535 is allowed")
+    refused(lambda: preprocess(png(1, MAX_SIDE + 1), RGB), "1 x 65536 pixels", "a side of 65,535 is allowed")
+    picture = Image.fromarray(PHOTO)
+    moving = bytearray(encode(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)]))
+    at = moving.index(b"VP8X") + 12  # its canvas: three bytes each for the width and the height, less one
+    moving[at : at + 6] = struct.pack("<I", 2_097_212)[:3] + struct.pack("<I", 39)[:3]
+    refused(lambda: preprocess(bytes(moving), RGB), "2097213 x 40 pixels")
 
 
 def test_large_pictures_are_allowed_without_a_warning() -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from convlens import MODELS, InputSpec, build
-from convlens.calibration import Calibration, OperatingPoint
+from convlens import MODELS, InputSpec, Recipe, build, load
 from convlens.errors import UserError
-from convlens.modelfile import FORMAT, ModelFile, golden_difference, load_model, save_model
+from convlens.manifest import FORMAT, Golden, Manifest
+from convlens.modelfile import ModelFile, golden_difference, load_model, save_model, seal_holds
+from convlens.operating import Calibration, OperatingPoint
+from convlens.run import start
+from refusals import refused
 
 
 def some_images(count: int, spec: InputSpec, seed: int = 0) -> Tensor:
@@ -39,9 +46,22 @@ def make_file(name: str, spec: InputSpec, **settings: Any) -> ModelFile:
     calibration = Calibration(
         1.5, 400, (-9.5, -2.25), (OperatingPoint(0, 0.875, 1), OperatingPoint(0.1 + 0.2, 0.9, 0.7))
     )
-    return ModelFile(model, name, args, spec, classes, recipe, metrics, golden, logits, calibration)
+    manifest = Manifest(name, args, spec, classes, recipe, metrics, calibration)
+    return ModelFile(model, manifest, Golden(golden.numpy(), logits.numpy()))
 
 
+KNOWN = {  # the logits of the first golden images, computed where the files were written
+    "model-before-calibration": [
+        [-0.212163, -0.057941, -0.171867, -0.413109],
+        [-0.121177, -0.016553, -0.213966, -0.475694],
+        [-0.272486, -0.100032, -0.132689, -0.339517],
+    ],
+    "model-2": [
+        [-0.401928, -0.08151, -0.087582, -0.289138],
+        [-0.281015, -0.020624, -0.136199, -0.375127],
+        [-0.2566, 0.010459, -0.193888, -0.38712],
+    ],
+}
 SMALL = InputSpec((12, 14), 3, "fit")
 
 
@@ -73,12 +93,11 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 def test_everything_beside_the_weights_comes_back(saved: tuple[ModelFile, Path]) -> None:
     file, path = saved
     loaded = load_model(str(path))
-    for field in ("name", "args", "input", "classes", "recipe", "metrics", "calibration"):
-        assert getattr(loaded, field) == getattr(file, field), field
-    assert isinstance(loaded.input.size, tuple)
-    assert torch.equal(loaded.golden_images, file.golden_images)
-    assert torch.equal(loaded.golden_logits, file.golden_logits)
-    assert loaded.golden_images.dtype == torch.uint8
+    assert loaded.manifest == file.manifest
+    assert isinstance(loaded.manifest.input.size, tuple)
+    for name, dtype in (("images", np.uint8), ("logits", np.float32)):
+        assert np.array_equal(getattr(loaded.golden, name), getattr(file.golden, name))
+        assert getattr(loaded.golden, name).dtype == dtype
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -86,9 +105,9 @@ def test_the_normalisation_is_in_the_file(saved: tuple[ModelFile, Path]) -> None
     """load_model is not told mean and std; a copy built without them answers otherwise."""
     file, path = saved
     assert str(load_model(path).model.normalize) == "Normalize(mean=[0.3, 0.3, 0.3], std=[0.2, 0.2, 0.2])"
-    other = build("vgg", channels=3, classes=4, size=(12, 14), args=file.args, seed=9).eval()
+    other = build("vgg", channels=3, classes=4, size=(12, 14), args=file.manifest.args, seed=9).eval()
     with torch.no_grad():
-        assert (other(file.golden_images) - file.golden_logits).abs().max() > 1e-3
+        assert np.abs(other(torch.as_tensor(file.golden.images)).numpy() - file.golden.logits).max() > 1e-3
 
 
 def test_golden_difference_tells_of_changed_weights(saved: tuple[ModelFile, Path]) -> None:
@@ -105,7 +124,7 @@ def test_anyone_can_read_it_with_safetensors_alone(saved: tuple[ModelFile, Path]
         assert (metadata["format"], metadata["version"]) == ("convlens", str(FORMAT))
         config = json.loads(metadata["config"])
         names = set(opened.keys())
-    assert config["classes"] == list(file.classes)
+    assert config["classes"] == list(file.manifest.classes)
     assert config["input"] == {"size": [12, 14], "channels": 3, "resize": "fit"}
     assert names == {f"model.{key}" for key in file.model.state_dict()} | {"golden.images", "golden.logits"}
 
@@ -152,14 +171,19 @@ def test_a_newer_format(saved: tuple[ModelFile, Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"builder": None}, "is damaged: 'builder'"),
-        ({"input": {"channels": 3}}, "is damaged: 'size'"),
-        ({"input": {"size": [8, 8], "channels": 3, "colour": 1}}, "is damaged: .*colour"),
-        ({"classes": None}, "is damaged: 'classes'"),
-        ({"classes": ["a", "b"]}, r"the weights in .* do not fit the network vgg that it names"),
+        ({"builder": None}, "is damaged: its config has no 'builder'"),
+        ({"input": {"channels": 3}}, r"is damaged: its input size is not \[height, width\], each from 1 to 4096"),
+        ({"input": {"size": [8, 8], "channels": 3, "colour": 1}}, "has keys other than size, channels, resize"),
+        ({"classes": None}, "is damaged: its config has no 'classes'"),
+        ({"classes": ["a", "b"]}, r"its golden\.logits are float32 \(3, 4\), not float32 \(3, 2\)"),
+        ({"args": {"widths": [4, 7], "convs": 1}}, r"the weights in .* do not fit the network vgg that it names"),
         ({"builder": "resnet20", "args": {}}, r"the weights in .* do not fit the network resnet20 that it names"),
         ({"builder": "vgh"}, r"unknown model 'vgh'; did you mean 'vgg'\?"),
-        ({"input": {"size": [2, 2], "channels": 3}}, r"the model vgg does not take images of 2 x 2"),
+        ({"input": {"size": [2, 2], "channels": 3}}, r"its golden\.images are uint8 \(3, 3, 12, 14\), not uint8"),
+        (
+            {"args": {"widths": [4, 6, 6, 6]}},
+            r"model vgg does not take images of 12 x 14: layer features\.27 \(MaxPool",
+        ),
         ({"args": {"width": 1}}, "unknown argument of the model vgg 'width'"),
     ],
 )
@@ -174,6 +198,98 @@ def test_a_tensor_is_missing(tensor: str, saved: tuple[ModelFile, Path]) -> None
     rewrite(saved[1], {}, drop_tensor=tensor)
     with pytest.raises(UserError, match=r"is damaged|do not fit"):
         load_model(saved[1])
+
+
+# The seal ---------------------------------------------------------------------------------------------------------
+
+
+def by_hand(data: bytes) -> bool:
+    """docs/model-file.md's own words, without safetensors."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    seal = json.loads(data[8:end])["__metadata__"]["sha256"].encode()
+    return hashlib.sha256(data[:end].replace(seal, b"0" * 64) + data[end:]).hexdigest().encode() == seal
+
+
+def test_the_seal_holds_until_a_single_bit_changes(saved: tuple[ModelFile, Path]) -> None:
+    path = saved[1]
+    good = path.read_bytes()
+    assert seal_holds(path) is True
+    assert by_hand(good)
+    random = np.random.default_rng(0)
+    for place in (*random.integers(0, len(good), 200), len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(bad)
+        try:
+            assert seal_holds(path) is False, place
+        except UserError as error:  # where the header is none any more
+            assert "is damaged" in str(error)  # noqa: PT017 - one of the two
+    path.write_bytes(good)
+    assert seal_holds(path) is True
+
+
+def edited(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
+    """As somebody does who knows safetensors: tensors and config changed, the rest kept, the seal too."""
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+        tensors = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118 - not a dict
+    config = json.loads(metadata["config"])
+    change(tensors, config)
+    metadata["config"] = json.dumps(config, ensure_ascii=False)
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("what", ["weight", "mean", "class", "temperature", "golden"])
+def test_an_edited_file_loads_and_its_seal_is_broken(what: str, saved: tuple[ModelFile, Path]) -> None:
+    def change(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        if what == "weight":
+            tensors["model.network.features.0.weight"][0, 0, 0, 0] += 1e-6
+        elif what == "mean":
+            tensors["model.normalize.shift"] += 0.01
+        elif what == "class":
+            config["classes"][0] = "a cat"
+        elif what == "temperature":
+            config["calibration"]["temperature"] = 1.25
+        else:
+            tensors["golden.images"][0, 0, 0, 0] ^= 1
+
+    edited(saved[1], change)
+    load_model(saved[1])
+    assert seal_holds(saved[1]) is False
+
+
+def test_a_seal_that_is_missing_or_nonsense(saved: tuple[ModelFile, Path], tmp_path: Path) -> None:
+    path = saved[1]
+    for seal in ("", "0", "é", "0" * 64, "z" * 64, "convlens"):
+        rewrite(path, {}, sha256=seal)
+        assert seal_holds(path) is False
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = {key: value for key, value in opened.metadata().items() if key != "sha256"}
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata)
+    assert seal_holds(path) is False
+    for other in (tmp_path / "none", tmp_path):
+        refused(partial(seal_holds, other), other)
+
+
+# Earlier formats --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "version", "seal"), [("model-before-calibration", "1", None), ("model-2", "2", True)])
+def test_a_file_of_every_format_gives_its_logits(name: str, version: str, seal: bool | None) -> None:
+    path = Path(__file__).parent / f"{name}.safetensors"
+    with safetensors.safe_open(path, framework="pt") as opened:
+        assert opened.metadata()["version"] == version
+    file = load_model(path)
+    assert seal_holds(path) is seal
+    assert file.logits(file.golden.images) == pytest.approx(np.array(KNOWN[name], np.float32), abs=1e-5)
+    assert golden_difference(file) < 1e-5
+
+
+def test_there_is_a_file_of_every_format() -> None:
+    assert FORMAT == 2  # a new one: add a file to the test above, and never change the older ones
+
+
+# What is imported -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +326,24 @@ def test_a_file_does_not_decide_what_code_is_imported(own: str, tmp_path: Path) 
     loaded = load_model(path, f"{own}:net")
     assert mark.read_text() == "x"
     assert golden_difference(loaded) == 0
-    assert loaded.name == f"{own}:net"
+    assert loaded.manifest.builder == f"{own}:net"
+
+
+def test_an_installed_packages_network_is_only_imported_by_name(
+    saved: tuple[ModelFile, Path], own: str, tmp_path: Path
+) -> None:
+    """Whatever is installed offers entry points; a file must not choose among them either."""
+    info, mark = tmp_path / "plugin-1.0.dist-info", tmp_path / "imported"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[convlens.models]\nplugged = {own}:net\n", encoding="utf-8")
+    rewrite(saved[1], {"builder": "plugged", "args": {}})
+    for builder in (None, "vgg", f"{own}:net"):
+        refused(partial(load_model, saved[1], builder), "was built by plugged, which is not part of", "-m plugged")
+        assert not mark.exists()
+    save_model(saved[1], make_file("plugged", SMALL))
+    assert golden_difference(load_model(saved[1], "plugged")) == 0
+    refused(partial(load_model, saved[1]), "-m plugged")
 
 
 def test_a_file_that_names_any_module_is_refused_unimported(saved: tuple[ModelFile, Path], own: str) -> None:
@@ -220,10 +353,71 @@ def test_a_file_that_names_any_module_is_refused_unimported(saved: tuple[ModelFi
     assert own not in sys.modules
 
 
+def test_what_is_frozen_stays_frozen_and_nothing_is_without_values(tmp_path: Path) -> None:
+    file, path = make_file("speednet", InputSpec((16, 16), 3)), tmp_path / "m.safetensors"
+    save_model(path, file)
+    model = load_model(path).model
+    wanted = {name: p.requires_grad for name, p in file.model.named_parameters()}
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
+    assert {False, True} == set(wanted.values())
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    for (_, a), (_, b) in zip(model.named_parameters(), file.model.named_parameters(), strict=True):
+        assert a.stride() == b.stride()  # the layout that convolutions are fast in
+
+
+def test_class_names_that_are_not_utf8_come_back(saved: tuple[ModelFile, Path]) -> None:
+    file, path = saved
+    names = (os.fsdecode(b"caf\xe9"), '😀 \x00 \\ "', "\ud800", "line\nbreak")
+    save_model(path, replace(file, manifest=replace(file.manifest, classes=names, recipe={"note": "\udce9"})))
+    loaded = load_model(path).manifest
+    assert (loaded.classes, loaded.recipe) == (names, {"note": "\udce9"})
+    assert seal_holds(path) is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ("a", "b", "c", "a")}, "two of them have one name"),
+        ({"classes": ("a", "b", "c")}, "not float32 (3, 3)"),
+        ({"metrics": {"loss": float("inf")}}, "not JSON compliant"),
+        ({"args": {"when": object()}}, "not JSON serializable"),
+        ({"recipe": {"page": "x" * 5 * 2**20}}, "4,194,304 are allowed"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    changes: dict[str, Any], words: str, saved: tuple[ModelFile, Path]
+) -> None:
+    file, path = saved
+    before = path.read_bytes()
+    wrong = replace(file, manifest=replace(file.manifest, **changes))
+    refused(partial(save_model, path, wrong), f"{path} cannot be written", words)
+    assert path.read_bytes() == before
+
+
+def test_what_could_not_be_saved_in_the_end_is_not_trained(tmp_path: Path) -> None:
+    data = load("mnist-5k", Recipe(), limit=100)
+    for classes, words in ((("0",) * 10, "two of them have one name"), (("", *data.classes[1:]), "or empty")):
+        refused(partial(start, Recipe(), replace(data, classes=classes), tmp_path), "could not be saved", words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ten_thousand_classes_with_the_longest_names_fit(tmp_path: Path) -> None:
+    """255 bytes are what a folder's name may have."""
+    file = make_file("vgg", SMALL, args={"widths": [4], "convs": 1})
+    names = tuple(f"{i:05}{'é' * 125}" for i in range(10_000))
+    model = build("vgg", channels=3, classes=10_000, size=SMALL.size, args=file.manifest.args).eval()
+    images = file.golden.images
+    with torch.no_grad():
+        golden = Golden(images, model(torch.as_tensor(images)).numpy())
+    path = tmp_path / "m.safetensors"
+    save_model(path, ModelFile(model, replace(file.manifest, classes=names), golden))
+    assert load_model(path).manifest.classes == names
+
+
 def test_saving_does_not_move_the_model_into_another_layout(saved: tuple[ModelFile, Path]) -> None:
     file, path = saved
     convolution = next(m for m in file.model.modules() if isinstance(m, nn.Conv2d))
     before = convolution.weight.stride()
-    save_model(path, replace(file, metrics={"test_accuracy": 0.9}))
+    save_model(path, replace(file, manifest=replace(file.manifest, metrics={"test_accuracy": 0.9})))
     assert convolution.weight.stride() == before
-    assert load_model(path).metrics == {"test_accuracy": 0.9}
+    assert load_model(path).manifest.metrics == {"test_accuracy": 0.9}

@@ -49,7 +49,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize(("channels", "classes"), [(1, 7), (3, 10)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in MODELS]
+)
 def test_images_in_logits_out(name: str, channels: int, classes: int, size: tuple[int, int]) -> None:
     model = build(name, channels=channels, classes=classes, size=size)
     out = logits(model, some_images(2, channels, size))

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
 from .errors import FAILED, UserError
-from .tensors import model_tensors, read_metadata, read_tensors, state_dict, write_tensors
+from .tensors import DAMAGE, model_tensors, reading, state_dict, write_tensors
 from .training import Position
+
+HEADER = 64 * 2**20  # bytes: the history of a run is in it, a line an epoch
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,13 @@ def read(path: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        return Checkpoint(read_tensors(path), json.loads(read_metadata(path)["notes"]))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        with reading(path, HEADER) as file:
+            notes = json.loads(file.metadata()["notes"])
+            if not isinstance(notes, dict):
+                raise TypeError("its notes are none")
+            # clone: else they lie in the mapped file, which Windows would not let anybody replace
+            return Checkpoint({name: file.get_tensor(name).clone() for name in file.keys()}, notes)  # noqa: SIM118 - not a dict
+    except DAMAGE as error:
         raise UserError(
             f"the checkpoint {path} is damaged ({error}); the run cannot be taken up from it", FAILED
         ) from error

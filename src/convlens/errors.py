@@ -8,6 +8,7 @@ from collections.abc import Iterable
 USAGE = 2  # wrong usage, configuration or data
 FAILED = 1  # the run itself failed
 GATE = 3  # a check said no
+LETTERS = 600  # of what another program's exception says
 
 
 class UserError(Exception):
@@ -16,6 +17,13 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = USAGE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line of at most LETTERS: torch's sentences have several lines, and a file's own
+    names, which are in some, may be pages."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= LETTERS else text[:LETTERS] + " ..."
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

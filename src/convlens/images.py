@@ -21,6 +21,9 @@ from .errors import UserError
 
 # Larger pictures are refused before they are decoded: a 20 kB file can claim to be 50,000 pixels wide.
 MAX_PIXELS = 100_000_000
+# Nor may a side be longer, which is as long as a JPEG's can be: Pillow takes minutes for 40 rows of two million pixels,
+# which a WebP of 2 kB can claim.
+MAX_SIDE = 65_535
 LARGE = 20_000_000  # pixels from which on one picture is decoded at a time, so that memory stays bounded
 ONE_LARGE: AbstractContextManager[object] = threading.Lock()
 
@@ -67,16 +70,17 @@ def facts(source: bytes | str | Path) -> Facts:
         return found if found.format == "PNG" else _as_seen(found, _turn(picture))
 
 
-def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarray, Facts]:
+def read_picture(source: bytes | str | Path, spec: InputSpec, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Facts]:
     """Decode and preprocess a picture: uint8 (H, W, C), and what the file said of itself.
 
     A JPEG of at least twice the needed size is decoded only as finely as needed: its own scaling by 2, 4 or 8 averages
     as the resizing would, and photographs of a phone are read several times as fast.
 
     Raises:
-        UserError: the file is missing, empty, not a picture, truncated, or larger than MAX_PIXELS.
+        UserError: the file is missing, empty, not a picture, truncated, or larger than `max_pixels` or
+            MAX_SIDE.
     """
-    with _reading(source) as picture:
+    with _reading(source, max_pixels) as picture:
         found = _facts(picture)
         picture.draft(None, (max(spec.size),) * 2)
         with ONE_LARGE if picture.width * picture.height > LARGE else nullcontext():
@@ -86,7 +90,7 @@ def read_picture(source: bytes | str | Path, spec: InputSpec) -> tuple[np.ndarra
 
 
 @contextmanager
-def _reading(source: bytes | str | Path) -> Iterator[Image.Image]:
+def _reading(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read; whatever goes wrong in the `with` becomes one sentence."""
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
@@ -102,15 +106,19 @@ def _reading(source: bytes | str | Path) -> Iterator[Image.Image]:
     try:
         with QUIET:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {MAX_PIXELS:,} are allowed")
+            if picture.width * picture.height > max_pixels:
+                raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; {max_pixels:,} are allowed")
+            if max(picture.size) > MAX_SIDE:
+                raise UserError(
+                    f"{name} claims {picture.width} x {picture.height} pixels; a side of {MAX_SIDE:,} is allowed"
+                )
             yield picture
     except UserError:
         raise
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not a picture that can be read (JPEG, PNG, WebP, GIF, TIFF or BMP)") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} claims more pixels than the {MAX_PIXELS:,} that are allowed") from error
+        raise UserError(f"{name} claims more pixels than the {max_pixels:,} that are allowed") from error
     except Exception as error:  # Pillow's decoders raise anything at all on damage
         raise UserError(f"{name} is damaged: {error}") from error
 
@@ -167,7 +175,7 @@ def _as_seen(found: Facts, turn: Image.Transpose | None) -> Facts:
     return replace(found, size=found.size[::-1]) if sideways else found
 
 
-def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np.ndarray:
+def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A picture -> uint8 array (C, H, W) as `spec` says: EXIF orientation applied, transparency laid on white, 16-bit
     gray scaled to 8 bits, CMYK and palettes converted, resized. A file goes through `read_picture`.
 
@@ -177,7 +185,7 @@ def preprocess(picture: Image.Image | bytes | str | Path, spec: InputSpec) -> np
     if isinstance(picture, Image.Image):
         pixels = _prepared(picture, _turn(picture), spec)
     else:
-        pixels = read_picture(picture, spec)[0]
+        pixels = read_picture(picture, spec, max_pixels)[0]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

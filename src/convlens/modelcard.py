@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import safetensors
 import tomli_w
 
 from .datasets import DATASETS, DatasetSpec
@@ -20,9 +19,10 @@ from .errors import UserError
 from .files import write_whole
 from .intervals import wilson
 from .markup import templates
+from .models import own_code
 from .recipe import AugmentConfig, Recipe
 from .run import Run
-from .tensors import read_metadata
+from .tensors import DAMAGE, read_metadata
 
 NAME = "MODEL_CARD.md"
 LISTED = 30  # classes that are named in a sentence
@@ -56,8 +56,8 @@ def model_card(run: Run) -> str:
     spec = DATASETS.get(data["name"]) if not data["folder"] else None
     file = _model_file(run)
     hub = HUB.get(data["name"]) if spec else None
-    own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""
-    begun = recipe.model.name if own and recipe.model.args.get("pretrained", True) else ""
+    own = own_code(recipe.model.name)
+    begun = recipe.model.name if ":" in recipe.model.name and recipe.model.args.get("pretrained", True) else ""
     values = _without_paths({key: value for key, value in recipe.to_dict().items() if key != "note"})
     toml = tomli_w.dumps(values).strip()
     words = ["convlens", "train", "FOLDER" if data["folder"] else data["name"], "--recipe", "recipe.toml"]
@@ -161,7 +161,7 @@ def _model_file(run: Run) -> dict[str, Any]:
     path = run.path / "model.safetensors"
     try:
         return json.loads(read_metadata(path)["config"])
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} is missing or damaged: {error}") from error
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from ..errors import UserError, unknown
 from .articles import cnn_cifar10, cnn_mnist, deepcnn_mnist
 from .lenet import lenet5
+from .limits import at_most, without_memory
 from .normalize import Normalize
 from .resnet import resnet9, resnet18, resnet20
 from .sizes import WINDOWED, TooSmallError, check_fits
@@ -35,6 +38,20 @@ MODELS: dict[str, Builder] = {
     "resnet20": resnet20,
     "speednet": speednet,
 }
+
+GROUP = "convlens.models"  # of entry points, in which an installed package offers a network
+
+# What code that is given arguments it was not made for raises
+BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def build(
@@ -63,25 +80,46 @@ def build(
     Raises:
         UserError: an unknown name or argument, channels or a size that the network does not take.
     """
-    if channels not in (1, 3):
-        raise UserError(f"images have 1 or 3 channels, not {channels}")
-    builder = find_builder(name)
-    args = args or {}
-    _check_args(name, builder, args)
-    inside = channels
-    if is_transfer(name):
-        inside, args = 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    builder, inside, args = _wanted(name, channels, args, pretrained)
+    with _seeded(seed):
         network = _fitting(name, builder, inside, classes, size, args)
-    finally:
-        torch.set_rng_state(state)  # building a model must not move anybody's random numbers
     if is_transfer(name):
         mean, std = statistics(name, network)
-    normalize = Normalize(mean or (0.0,) * channels, std or (1.0,) * channels, channels)
-    # Channels last: the layout in which convolutions run fastest, 1.4 times here on a CPU; the values are the same.
-    model = nn.Sequential(OrderedDict(normalize=normalize, network=network))
+    return channels_last(_behind(Normalize(mean or (0.0,) * channels, std or (1.0,) * channels, channels), network))
+
+
+def rebuild(
+    name: str,
+    *,
+    channels: int,
+    classes: int,
+    size: tuple[int, int],
+    args: dict[str, Any],
+    tensors: int,
+    numbers: int,
+) -> nn.Sequential:
+    """The network of `build`, for weights that are about to be put in: so many `tensors` with so many `numbers` in all,
+    which is as large as it may be. One of MODELS is made without memory (torch's meta device): nothing is allocated,
+    whatever `args` say. Others, which may need values while they are made, are made as in `build`, and tried.
+
+    Raises:
+        UserError: as `build` does, or the network is larger than that.
+    """
+    builder, inside, args = _wanted(name, channels, args, pretrained=False)
+    try:
+        with at_most(tensors, numbers), _seeded(0):
+            if name in MODELS:
+                with without_memory():
+                    network = _made(name, builder, inside, classes, size, args)
+            else:
+                network = _try(name, builder, inside, classes, size, args)
+    except TooSmallError as error:
+        raise _too_small(name, size, error) from error
+    return _behind(Normalize((0.0,) * inside, (1.0,) * inside, channels), network)
+
+
+def channels_last(model: nn.Sequential) -> nn.Sequential:
+    """The same in the layout in which convolutions run fastest, 1.4 times here on a CPU; the values are the same."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack this overload
 
 
@@ -90,6 +128,16 @@ def fit_whitening(model: nn.Sequential, images: torch.Tensor) -> None:
     for layer in model.modules():
         if isinstance(layer, Whiten):
             layer.fit(model[0](images))
+
+
+def is_outside(name: str) -> bool:
+    """Whether a model's name leads to code that is not part of ConvLens; asked without importing any of it."""
+    return name not in MODELS and (":" in name or bool(metadata.entry_points(group=GROUP, name=name)))
+
+
+def own_code(name: str) -> str:
+    """What a command says for a model outside ConvLens, ` -m NAME`: such code is always named. Empty for others."""
+    return f" -m {shlex.quote(name)}" if is_outside(name) else ""
 
 
 def find_builder(name: str) -> Builder:
@@ -107,9 +155,37 @@ def find_builder(name: str) -> Builder:
             return builder
         except (ImportError, AttributeError, ValueError) as error:  # ValueError: nothing before the colon
             raise UserError(f"cannot load the model {name!r}: {error}") from error
-    for entry in metadata.entry_points(group="convlens.models", name=name):
+    for entry in metadata.entry_points(group=GROUP, name=name):
         return entry.load()
     raise unknown("model", name, MODELS, "`convlens models` lists them; your own is package.module:function.")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Building a model must not move anybody's random numbers."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _behind(normalize: Normalize, network: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def _wanted(
+    name: str, channels: int, args: dict[str, Any] | None, pretrained: bool
+) -> tuple[Builder, int, dict[str, Any]]:
+    """The builder, the channels that its network gets, and its arguments."""
+    if channels not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels, not {channels}")
+    builder, args = find_builder(name), args or {}
+    _check_args(name, builder, args)
+    if is_transfer(name):
+        return builder, 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
+    return builder, channels, args
 
 
 def _check_args(name: str, builder: Builder, args: dict[str, Any]) -> None:
@@ -136,17 +212,27 @@ def _fitting(
         # others' networks take seconds to build, and this would build many
         works = None if is_transfer(name) else _smallest(name, builder, channels, classes, args)
         hint = f"; images of {works} x {works} pixels or more do" if works else ""
-        raise UserError(f"the model {name} does not take images of {size[0]} x {size[1]}: {error}{hint}") from error
+        raise _too_small(name, size, error, hint) from error
+
+
+def _too_small(name: str, size: tuple[int, int], error: TooSmallError, hint: str = "") -> UserError:
+    return UserError(f"the model {name} does not take images of {size[0]} x {size[1]}: {error}{hint}")
+
+
+def _made(
+    name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]
+) -> nn.Module:
+    try:
+        return builder(channels=channels, classes=classes, size=size, **args)
+    except BROKEN as error:
+        given = f" with {args}"[:200] if args else ""
+        raise UserError(f"the model {name} cannot be built{given}: {error}") from error
 
 
 def _try(
     name: str, builder: Builder, channels: int, classes: int, size: tuple[int, int], args: dict[str, Any]
 ) -> nn.Module:
-    try:
-        network = builder(channels=channels, classes=classes, size=size, **args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = f" with {args}" if args else ""
-        raise UserError(f"the model {name} cannot be built{given}: {error}") from error
+    network = _made(name, builder, channels, classes, size, args)
     mode = network.training
     handles = [
         layer.register_forward_pre_hook(lambda m, x, n=layer_name: check_fits(m, n, x[0].shape[-2:]) and None)
@@ -156,7 +242,7 @@ def _try(
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, channels, *size))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # torch._assert, in timm's transformers
+    except BROKEN as error:
         shape = f"{channels} x {size[0]} x {size[1]}"
         raise UserError(f"the model {name} fails on images of {shape}: {error}") from error
     finally:

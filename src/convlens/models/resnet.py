@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sizes import size_after
+
 
 def conv_bn(into: int, out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
     """Convolution without bias, which the batch norm behind it would cancel."""
@@ -89,6 +91,13 @@ class ResNet9(nn.Module):
         return 0.125 * self.linear(self.pool(x).flatten(1))  # the scale that its author found for the logits
 
 
-def resnet9(channels: int, classes: int, size: tuple[int, int], width: int = 64) -> nn.Module:  # noqa: ARG001 - any size of 8 or more
-    """David Page's ResNet-9, "How to train your ResNet": 6,573,120 parameters on CIFAR-10 at width 64."""
-    return ResNet9(channels, classes, width)
+def resnet9(channels: int, classes: int, size: tuple[int, int], width: int = 64) -> nn.Module:
+    """David Page's ResNet-9, "How to train your ResNet": 6,573,120 parameters on CIFAR-10 at width 64.
+
+    Raises:
+        UserError: images of less than 8 pixels a side.
+    """
+    network = ResNet9(channels, classes, width)
+    for name in ("layer1", "layer2", "layer3"):  # those that pool
+        size = size_after(network.get_submodule(name), size, name)  # type: ignore[arg-type] # which are nn.Sequential
+    return network

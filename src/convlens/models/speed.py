@@ -88,6 +88,9 @@ def speednet(
     ):
         if str(given) not in choices:  # a recipe may hold anything here
             raise unknown(kind, str(given), choices)
+    for kind, step, low, high in (("padding", padding, 0, 2), ("whiten_stride", whiten_stride, 1, 32)):
+        if type(step) is not int or not low <= step <= high:
+            raise UserError(f"{kind} must be a whole number from {low} to {high}, not {step!r:.40}")
     act = ACTIVATIONS[activation]
     layers: list[nn.Module] = []
     into = channels
@@ -99,7 +102,9 @@ def speednet(
         for i in range(convs):
             stride = 2 if i == 0 and halving == "stride" else 1
             convolution = nn.Conv2d(into, width, 3, stride, padding, bias=False)
-            nn.init.dirac_(convolution.weight[: min(into, width)])  # the rest of the filters keeps torch's own start
+            with torch.no_grad():  # nn.init.dirac_ goes filter by filter; the rest of them keeps torch's own start
+                same = convolution.weight[: min(into, width)].zero_()
+                same[:, :, 1, 1].diagonal().fill_(1)
             norm = nn.BatchNorm2d(width, eps=1e-5, momentum=momentum)
             norm.weight.requires_grad = False
             layers.append(convolution)
@@ -108,6 +113,7 @@ def speednet(
             layers += [norm, act()]
             into = width
     features = nn.Sequential(*layers)
-    linear = nn.Linear(flat_size(features, into, size) if head == "flat" else into, classes, bias=False)
+    flat = flat_size(features, into, size)  # also for its refusal of images that are too small
+    linear = nn.Linear(flat if head == "flat" else into, classes, bias=False)
     nn.init.normal_(linear.weight, std=1 / linear.in_features)
     return stack(features, nn.Sequential(*HEADS[head](), nn.Flatten(), linear))
