@@ -7,6 +7,8 @@ import gc
 import io
 import json
 import os
+import pty
+import subprocess
 import sys
 import threading
 import time
@@ -23,14 +25,16 @@ import torch
 from PIL import Image
 from scipy.special import logsumexp, softmax
 
-from convlens import Data, Predictor, Recipe, Run, images, load, predict
-from convlens.calibration import LEAST
-from convlens.console import counted, passed_over_line, predictions_line
+from convlens import Data, InputSpec, Predictor, Recipe, Run, images, load, predict
+from convlens.console import counted, err, out, passed_over_line, predictions_line, print_table
 from convlens.errors import UserError
 from convlens.files import writing_whole
-from convlens.modelfile import ModelFile, save_model
+from convlens.manifest import Manifest
+from convlens.modelfile import ModelFile, load_model, save_model
+from convlens.operating import LEAST
 from convlens.predict import DECODERS, Prediction, pictures_in, to_csv, to_json
 from refusals import refused
+from test_modelfile import make_file
 
 OLD = Path(__file__).parent / "model-before-calibration.safetensors"  # written by ConvLens at 1dba549, format 1
 
@@ -71,9 +75,9 @@ def predictor(trained: Path) -> Predictor:
 
 def numbers(predictor: Predictor, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities and energies, from the model and the temperature alone."""
-    temperature = predictor.file.calibration.temperature
+    temperature = predictor.manifest.calibration.temperature
     with torch.no_grad():
-        z = predictor.file.model(pixels).double().numpy() / temperature
+        z = load_model(predictor.shipped.path).model(pixels).double().numpy() / temperature
     return softmax(z, axis=1), -temperature * logsumexp(z, axis=1)
 
 
@@ -81,18 +85,18 @@ def numbers(predictor: Predictor, pixels: torch.Tensor) -> tuple[np.ndarray, np.
 
 
 def test_rows_are_the_models_own_numbers(predictor: Predictor, folder: Path, data: Data) -> None:
-    assert predictor.file.calibration.temperature != 1
+    assert predictor.manifest.calibration.temperature != 1
     rows = list(predictor.predict(pictures_in([folder]), top=3, batch_size=16))
     assert [Path(row.file).name for row in rows] == sorted(path.name for path in folder.glob("*.png"))
     bad = rows.pop(50)
     assert bad == Prediction(str(folder / "050-broken.png"), error=bad.error)
     assert "damaged" in bad.error
     probabilities, energies = numbers(predictor, data.test.images[:100])
-    low, high = predictor.file.calibration.usual
+    low, high = predictor.manifest.calibration.usual
     for row, p, e in zip(rows, probabilities, energies, strict=True):
         order = np.argsort(-p)[:3]
-        assert row.label == predictor.file.classes[order[0]]
-        assert [name for name, _ in row.top] == [predictor.file.classes[i] for i in order]
+        assert row.label == predictor.manifest.classes[order[0]]
+        assert [name for name, _ in row.top] == [predictor.manifest.classes[i] for i in order]
         assert [value for _, value in row.top] == pytest.approx(p[order], abs=1e-6)
         assert row.probability == row.top[0][1]
         assert row.energy == pytest.approx(e, abs=1e-4)
@@ -114,6 +118,11 @@ def test_below_the_threshold_the_label_is_unknown_and_the_rest_stays(predictor: 
     assert min(said.values()) >= 40
     for threshold in (-0.1, 1.1, float("nan")):
         refused(partial(predictor.predict, [], threshold=threshold), "from 0 to 1", f"{threshold:g}")
+    pixels = np.zeros((1, 1, 28, 28), np.uint8)
+    for count in (0, -1):
+        refused(partial(predictor.predict, [], top=count), f"top is at least 1, not {count}")
+        refused(partial(predictor.predict, [], batch_size=count), f"batch_size is at least 1, not {count}")
+        refused(partial(lambda top: next(predictor.answers(pixels, top)), count), f"top is at least 1, not {count}")
 
 
 def test_csv_and_json_hold_what_the_library_says(predictor: Predictor, folder: Path) -> None:
@@ -150,33 +159,36 @@ def test_names_and_classes_that_are_hard_to_write() -> None:
 
 
 def test_an_answer_that_is_not_finite_is_a_row_with_its_reason(predictor: Predictor, folder: Path) -> None:
-    def broken(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.where(torch.arange(len(pixels))[:, None] == 1, float("nan"), 1.0).expand(-1, 10)
+    def broken(pixels: np.ndarray) -> np.ndarray:
+        wrong = np.array([1, np.nan, np.inf, 1], dtype=np.float32)[: len(pixels)]
+        return np.repeat(wrong[:, None], 10, axis=1)
 
-    class Broken(torch.nn.Module):
-        forward = staticmethod(broken)
-
-    rows = list(Predictor(replace(predictor.file, model=Broken())).predict(sorted(folder.glob("00*.png"))[:3]))
-    assert [bool(row.error) for row in rows] == [False, True, False]
+    rows = list(
+        Predictor(replace(predictor.shipped, outputs=lambda pixels: (broken(pixels), None))).predict(
+            sorted(folder.glob("00*.png"))[:4]
+        )
+    )
+    assert [bool(row.error) for row in rows] == [False, True, True, False]
     assert "not finite" in rows[1].error
     json.loads("".join(to_json(rows)))
 
 
 def test_a_file_from_before_calibration_answers_with_temperature_1(tmp_path: Path) -> None:
     predictor = Predictor.load(OLD)
-    file = predictor.file
-    assert file.calibration.temperature == 1
-    expected = softmax(file.golden_logits.double().numpy(), axis=1)
-    np.testing.assert_allclose(predictor.probabilities(file.golden_images).numpy(), expected, atol=1e-6)
-    Image.fromarray(file.golden_images[0].permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    file = load_model(OLD)
+    images, logits = file.golden.images, file.golden.logits.astype(np.float64)
+    assert file.manifest.calibration.temperature == 1
+    expected = softmax(logits, axis=1)
+    np.testing.assert_allclose(predictor.probabilities(images), expected, atol=1e-6)
+    Image.fromarray(images[0].transpose(1, 2, 0)).save(tmp_path / "0.png")
     (row,) = predictor.predict([tmp_path / "0.png"])
     assert row.probability == pytest.approx(expected[0].max(), abs=1e-6)
-    assert row.energy == pytest.approx(-logsumexp(file.golden_logits[0].double().numpy()), abs=1e-5)
+    assert row.energy == pytest.approx(-logsumexp(logits[0]), abs=1e-5)
     assert row.unusual is None
     assert next(iter(csv.DictReader(io.StringIO("".join(to_csv([row]))))))["unusual"] == ""
-    refused(lambda: file.calibration.reaching(0.9), "no validation images", f"{LEAST} are needed")
+    refused(lambda: file.manifest.calibration.reaching(0.9), "no validation images", f"{LEAST} are needed")
     save_model(tmp_path / "again.safetensors", file)
-    assert Predictor.load(tmp_path / "again.safetensors").file.calibration == file.calibration
+    assert Predictor.load(tmp_path / "again.safetensors").manifest == file.manifest
 
 
 # What is read ---------------------------------------------------------------------------------------------------
@@ -352,7 +364,7 @@ def test_the_program_streams_to_csv_json_and_stdout(trained: Path, folder: Path,
 
 
 def test_the_program_says_unknown_where_validation_asks_for_it(trained: Path, folder: Path, convlens) -> None:
-    calibration = Predictor.load(trained).file.calibration
+    calibration = Predictor.load(trained).manifest.calibration
     target = (calibration.curve[0].accuracy + calibration.curve[-1].accuracy) / 2
     point = calibration.reaching(target)
     assert point.threshold > 0
@@ -388,6 +400,7 @@ def test_the_program_says_where_there_is_nothing_to_read(trained: Path, convlens
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_output(trained: Path, folder: Path, process, tmp_path: Path) -> None:
     import resource
 
@@ -423,12 +436,13 @@ def test_explain_and_predict_say_the_same(trained: Path, folder: Path, convlens)
 
 
 def _file(trained: Path) -> ModelFile:
-    return Predictor.load(trained).file
+    return load_model(trained / "model.safetensors")
 
 
-def test_a_damaged_calibration_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_damaged_calibration_is_refused(trained: Path, tmp_path: Path, monkeypatch) -> None:
     file, path = _file(trained), tmp_path / "model.safetensors"
-    whole = file.calibration.to_dict()
+    config = json.loads(file.manifest.to_json())
+    whole = file.manifest.calibration.to_dict()
     for change in (
         {"temperature": 0.0},
         {"temperature": float("nan")},
@@ -448,5 +462,42 @@ def test_a_damaged_calibration_is_refused(trained: Path, tmp_path: Path) -> None
             def to_dict(self, change: dict[str, object] = change) -> dict[str, object]:
                 return whole | change
 
-        save_model(path, replace(file, calibration=Changed()))  # type: ignore[arg-type] # what no ConvLens writes
+        wrong = replace(file, manifest=replace(file.manifest, calibration=Changed()))  # type: ignore[arg-type] # what no ConvLens has
+        refused(partial(save_model, path, wrong), "cannot be written")
+        text = json.dumps(config | {"calibration": whole | change})
+        with monkeypatch.context() as patch:
+            patch.setattr(Manifest, "to_json", lambda _, text=text: text)
+            save_model(path, file)
         refused(partial(Predictor.load, path), "is damaged")
+
+
+def test_a_class_name_does_not_command_the_terminal(convlens, capsys, tmp_path: Path) -> None:
+    name, shown = "\x1b[2Jcat \u202e\x9b1m\x7f", r"\u001b[2Jcat \u202e\u009b1m\u007f"
+    file = make_file("lenet5", InputSpec((28, 28), 1))
+    classes = tuple(f"{name}{i}" for i in range(len(file.manifest.classes)))
+    save_model(tmp_path / "model.safetensors", replace(file, manifest=replace(file.manifest, classes=classes)))
+    Image.new("L", (28, 28)).save(tmp_path / "black.png")
+
+    piped = convlens("predict", tmp_path, tmp_path / "black.png").stdout
+    (row,) = csv.DictReader(io.StringIO(piped, newline=""))
+    assert row["label"] in classes
+    (row,) = json.loads(convlens("predict", tmp_path, tmp_path / "black.png", "--json").stdout)
+    assert row["label"] in classes
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "convlens", "predict", tmp_path, tmp_path / "black.png"]
+    subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=120, check=True)
+    os.close(theirs)
+    printed = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert shown in printed
+    assert set(printed) & {"\x1b", "\x9b", "\u202e", "\x7f"} == set()
+
+    capsys.readouterr()
+    print_table(name, ("class", name), [(name, name)])
+    out.print(name)
+    err.print(name)
+    convlens_error = convlens("predict", tmp_path / name, tmp_path / "black.png").stderr
+    text = "".join(capsys.readouterr()) + convlens_error
+    assert text.count(shown) >= 6
+    assert set(text) & {"\x1b", "\x9b", "\u202e", "\x7f"} == set()

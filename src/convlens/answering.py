@@ -54,7 +54,8 @@ def evaluate(
         raise typer.Exit(GATE)
     network, data = file.model.to(pick_device()), opened.load_data(data_dir, decoding())
     answers = answers_of(network, data)
-    metrics, calibration = metrics_of(*answers["test"], file.classes), report(file.calibration, answers)
+    metrics = metrics_of(*answers["test"], file.manifest.classes)
+    calibration = report(file.manifest.calibration, answers)
     robust = robustness(network, data.test, limit, progress=corrupting()) if corruptions else None
     if as_json:
         more = {"robustness": robust.to_dict()} if robust else {}
@@ -67,7 +68,7 @@ def evaluate(
     if plots:
         from .trustplots import draw_trust
 
-        drawn = draw_trust(plots, trust(*answers["test"], file.calibration.temperature), robust)
+        drawn = draw_trust(plots, trust(*answers["test"], file.manifest.calibration.temperature), robust)
         err.print(f"{len(drawn)} pictures in {plots}")
     if min_accuracy is not None and metrics.accuracy < min_accuracy:
         err.print(f"convlens: accuracy {metrics.accuracy:.4f} is below {min_accuracy}")
@@ -115,12 +116,12 @@ def explain(
 ) -> None:
     """See which pixels of an image speak for a class, which channels, and what every layer makes of it; without an
     image, what is in the network itself."""
-    from .console import decoding
+    from .console import decoding, visible
     from .gallery import draw_feature_maps
     from .inside import network, walked_if_there
     from .insight import draw_image
+    from .operating import probabilities_of
     from .overlays import draw_wishes, settings_line, title
-    from .predict import Predictor
     from .run import Run
 
     if not images and (method or target or against or layer):
@@ -130,25 +131,25 @@ def explain(
     file, folder = opened.model_file(model), out or opened.path / "explain"
     load = cache(lambda: opened.load_data(data_dir, decoding()))
     look = cache(lambda: walked_if_there(opened, file, load, data_dir))
-    predictor, said = Predictor(file), sys.stderr if as_json else sys.stdout
+    classes, said = file.manifest.classes, sys.stderr if as_json else sys.stdout
     found: dict[str, Any] = {"images": []}
     for given, name, image, truth in _images(images or (), load, file):
-        probabilities = predictor.probabilities(image[None])[0]
+        probabilities = probabilities_of(file.logits(image[None].numpy()), file.manifest.calibration.temperature)[0]
         best = int(probabilities.argmax())
-        caption = f"{file.classes[best]} ({probabilities[best]:.0%}){f', is {truth}' if truth else ''}"
-        print(f"{given}: {caption}", file=said)
-        row = {"image": given, "class": file.classes[best], "probability": float(probabilities[best]), "truth": truth}
+        caption = f"{classes[best]} ({probabilities[best]:.0%}){f', is {truth}' if truth else ''}"
+        print(visible(f"{given}: {caption}"), file=said)
+        row = {"image": given, "class": classes[best], "probability": float(probabilities[best]), "truth": truth}
         asked = {"target": target, "against": against, "layer": layer}
         heats = _attributions(folder / name, file, image, truth, methods, asked)
         for heat, path in heats:
-            print(f"  {path}: {title(heat, file.classes)}, {settings_line(heat)}", file=said)
-        row["attributions"] = [{**heat.to_dict(file.classes), "file": str(path)} for heat, path in heats]
+            print(visible(f"  {path}: {title(heat, classes)}, {settings_line(heat)}"), file=said)
+        row["attributions"] = [{**heat.to_dict(classes), "file": str(path)} for heat, path in heats]
         others = list[Path]()
         if channels:
             over, walk = f"{Path(given).name}: {caption}", look() if examples else None
             number = given.removeprefix("train:")
             itself = int(number) if number != given and number.isdecimal() else None
-            others, row["channels"] = draw_image(folder / name, file.model, image, file.classes, over, walk, itself)
+            others, row["channels"] = draw_image(folder / name, file.model, image, classes, over, walk, itself)
         if feature_maps:
             others += draw_feature_maps(folder / name, file.model, image, caption)
         print(*(f"  {path}" for path in others), sep="\n", end="\n" * bool(others), file=said)
@@ -156,7 +157,7 @@ def explain(
     if not images:
         found["network"] = network(opened, file, load, data_dir, out, plane, said)
     if wishes:
-        drawn, liked = draw_wishes(folder / "network", file.model, load().train, file.classes)
+        drawn, liked = draw_wishes(folder / "network", file.model, load().train, classes)
         print("what the network wants to see:", *(f"  {path}" for path in drawn), sep="\n", file=said)
         found["wishes"] = {"files": [str(path) for path in drawn], "settings": liked.settings}
     if as_json:
@@ -193,12 +194,12 @@ def _attributions(
     from .attribution import attribute
     from .overlays import draw_attributions
 
-    asked = {**asked, "classes": file.classes, "temperature": file.calibration.temperature}
+    asked = {**asked, "classes": file.manifest.classes, "temperature": file.manifest.calibration.temperature}
     heats = []
     for method in methods:
         where = {"layer": asked["layer"] if method == "grad-cam" else None}
         heats += attribute(file.model, image[None], method, **{**asked, **where})
-    return list(zip(heats, draw_attributions(folder, image, heats, file.classes, truth), strict=True))
+    return list(zip(heats, draw_attributions(folder, image, heats, file.manifest.classes, truth), strict=True))
 
 
 def _images(
@@ -218,9 +219,9 @@ def _images(
             if part is None or int(number) >= len(part):
                 raise UserError(f"{given}: the {split} split has {len(part or ())} images, numbered from 0")
             image, name = part.at(slice(int(number), int(number) + 1))[0], f"{split}-{number}"
-            truth = file.classes[int(part.labels[int(number)])]
+            truth = file.manifest.classes[int(part.labels[int(number)])]
         else:
-            image, name = torch.from_numpy(preprocess(given, file.input)), Path(given).stem
+            image, name = torch.from_numpy(preprocess(given, file.manifest.input)), Path(given).stem
         while name in used:  # two folders may each have a 1.png
             name += "-again"
         used.add(name)
@@ -249,7 +250,7 @@ def predict(
         raise UserError("--threshold and --target-accuracy both say where unknown begins: give one of them")
     predictor = Predictor.load(model, builder)
     if target_accuracy is not None:
-        calibration = predictor.file.calibration
+        calibration = predictor.manifest.calibration
         point = calibration.reaching(target_accuracy)
         threshold = point.threshold
         err.print(
@@ -263,7 +264,7 @@ def predict(
         but = f"; {passed_over_line(passed_over)}" if passed_over else ""
         raise UserError(f"no pictures in {', '.join(map(str, paths))}{but}")
     rows = counted(chain([first], found), counts, bar=bool(output or not sys.stdout.isatty()))
-    pairs = min(top, len(predictor.file.classes)) if top > 1 or threshold is not None else 0
+    pairs = min(top, len(predictor.manifest.classes)) if top > 1 or threshold is not None else 0
     text = to_json(rows) if as_json or (output and output.suffix == ".json") else to_csv(rows, pairs)
     _write(text, output)
     if output or counts["bad"] or threshold is not None:
@@ -275,12 +276,14 @@ def predict(
 
 
 def _write(text: Iterator[str], output: Path | None) -> None:
-    """To the file, whole or not at all, or to stdout as it comes."""
+    """To the file, whole or not at all, or to stdout as it comes, and there for a terminal `visible`."""
+    from .console import visible
     from .files import writing_whole
 
     if output is None:
+        shown = visible if sys.stdout.isatty() else str
         for part in text:
-            print(part, end="")
+            print(shown(part), end="")
         return
     with writing_whole(output) as file:
         for part in text:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of it
     from torch import Tensor
@@ -25,9 +26,27 @@ if TYPE_CHECKING:  # torch takes a second to import, and `--help` needs none of 
     from .training import Position
     from .tune import Trial
 
+# What a terminal obeys and does not show, but for tabs and line ends; and what turns the order of letters round
+_OBEYED = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\t"), ord("\n")}
+_SHOWN = {code: f"\\u{code:04x}" for code in _OBEYED}
+
+
+def visible(text: str) -> str:
+    """The same with control characters as JSON's escapes: a class, or a file, may be called by what clears a screen or
+    writes another answer over the one that is there."""
+    return text.translate(_SHOWN)
+
+
+class _Terminal(Console):
+    """Rich's, which prints every string as `visible` gives it, those in tables too."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(visible(text), **settings)
+
+
 # No markup: a folder may be called [old]. Soft wrap: a command that is printed can be copied whole.
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+out = _Terminal(highlight=False, markup=False, soft_wrap=True)
+err = _Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
@@ -48,7 +67,7 @@ def print_table(
     if sys.stdout.isatty():
         out.print(made, soft_wrap=False)
         return
-    unbroken = Console(width=1000, highlight=False, markup=False)
+    unbroken = _Terminal(width=1000, highlight=False, markup=False)
     with unbroken.capture() as text:
         unbroken.print(made)
     print("\n".join(line.rstrip() for line in text.get().splitlines()))

@@ -120,6 +120,9 @@ Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go
 Finish = Annotated[
     bool, typer.Option("--finish", help="With --resume: train no more, evaluate and save what is there.")
 ]
+OpenPage = Annotated[
+    bool, typer.Option("--open", help="Watch it in the browser; weights of up to 50 epochs are kept for it.")
+]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe as TOML and stop.")]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the pictures at the end.")]
 WithReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")]
@@ -192,10 +195,54 @@ CardFile = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Where it is put. [default: RUN/MODEL_CARD.md]")
 ]
 
+# What `open` shows
+OtherRun = Annotated[Path | None, typer.Argument(metavar="[RUN2]", help="Another, to compare.", show_default=False)]
+OpenPort = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        min=0,
+        max=65_535,
+        metavar="N",
+        help="Where the page is; 0 is any free one. [default: 8573, or a free one]",
+        show_default=False,
+    ),
+]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the browser, or only print the address.")]
+
+# What leaves, and what is looked at
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="FORMAT", help="onnx, pt2, onnx-int8 or web; repeatable. [default: onnx]"),
+]
+Exported = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE|FOLDER", help="Where it is put. [default: RUN/export, or beside the file]"),
+]
+WebRuntime = Annotated[
+    Path | None,
+    typer.Option("--runtime", metavar="FOLDER", help="Where npm has put onnxruntime-web. [default: ./node_modules]"),
+]
+ShippedFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A model file, .onnx or .pt2, or a run folder.", show_default=False)
+]
+Original = Annotated[
+    Path | None,
+    typer.Option("--against", metavar="RUN", help="The run, or model file, that it must say the same as."),
+]
+TestData = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="The data whose test set to try. [default: the run's]")
+]
+
 # The rest
 OwnModel = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="NAME", help="Allow this package.module:function to be imported."),
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="Allow this package.module:function, or an installed package's network, to be imported.",
+    ),
 ]
 Size = Annotated[
     str | None,
@@ -261,6 +308,41 @@ TargetAccuracy = Annotated[
         "--target-accuracy", min=0, max=1, metavar="A", help="The threshold that had this accuracy on validation."
     ),
 ]
+
+# What `serve` allows, and to whom
+Host = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; others than loopback want a token.")
+]
+Port = Annotated[int, typer.Option("--port", min=0, max=65_535, metavar="N", help="0: a free one, which is printed.")]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="CONVLENS_TOKEN", metavar="T", help="Requests carry it: Authorization: Bearer T."),
+]
+NoAuth = Annotated[
+    bool, typer.Option("--insecure-no-auth", help="Let everybody who reaches the address use it without a token.")
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option("--allow-host", metavar="NAME", help="A name by which requests may call this server; repeatable."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that share the port.")]
+ServeThreads = Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads that compute a batch.")]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch", min=1, metavar="N", help="Pictures computed at once; 1: no batches.")
+]
+BatchWait = Annotated[
+    float, typer.Option("--batch-wait", min=0, max=1000, metavar="MS", help="Wait so long for a batch to fill.")
+]
+MaxQueue = Annotated[int, typer.Option("--max-queue", min=1, metavar="N", help="Pictures that wait; more get a 503.")]
+MaxBytes = Annotated[int, typer.Option("--max-bytes", min=1, metavar="N", help="Bytes of a request.")]
+MaxHeld = Annotated[int, typer.Option("--max-held", min=1, metavar="N", help="Bytes of all requests together.")]
+MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, metavar="N", help="Pixels of a picture.")]
+MaxImages = Annotated[int, typer.Option("--max-images", min=1, metavar="N", help="Pictures of a request.")]
+RequestSeconds = Annotated[float, typer.Option("--timeout", min=0.1, metavar="S", help="Seconds a request may take.")]
+WithPage = Annotated[
+    bool, typer.Option("--page", help="Of a run folder: also the page of `convlens open`; all then want a token.")
+]
+RequestLog = Annotated[bool, typer.Option("--log/--no-log", help="A line of JSON a request, on stderr.")]
 
 
 def pixels(text: str) -> tuple[int, int]:

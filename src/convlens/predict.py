@@ -12,19 +12,17 @@ import stat
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import scandir
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .calibration import energy, probabilities_of
 from .errors import UserError
 from .files import csv_text
+from .formats import Shipped, open_shipped
 from .images import PICTURES, UNREAD, preprocess
-from .modelfile import ModelFile, load_model
+from .operating import energy, probabilities_of
 
 UNKNOWN = "unknown"  # the label of a picture whose probability is below the threshold
 DECODERS = 4  # threads; Pillow lets the others run while it decodes
@@ -50,32 +48,24 @@ Decoded = tuple[str, np.ndarray | None, str]  # a file's name, its pixels, and w
 
 
 class Predictor:
-    """A model file and the call that uses it; the same rows whichever way pictures come in."""
+    """A network that left and the call that uses it; the same rows whichever format and way pictures come in."""
 
-    def __init__(self, file: ModelFile) -> None:
-        self.file = file
+    def __init__(self, shipped: Shipped) -> None:
+        self.shipped, self.manifest = shipped, shipped.manifest
 
     @classmethod
     def load(cls, path: str | Path, builder: str | None = None) -> Predictor:
-        """From a model file, or from a run folder that has one. Raises UserError where there is none."""
-        path = Path(path)
-        if path.is_dir():
-            path = path / "model.safetensors"
-            if not path.exists():
-                raise UserError(
-                    f"{path.parent} holds no model.safetensors: it is no run folder, or one not finished yet"
-                )
-        return cls(load_model(path, builder))
+        """From a file of any format that ConvLens writes, or from a run folder; see `open_shipped`."""
+        return cls(open_shipped(path, builder))
 
-    def logits(self, images: np.ndarray | Tensor) -> Tensor:
+    def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> what the network says, float32 (N, classes); the temperature is not in it."""
-        with torch.inference_mode():
-            return self.file.model(torch.as_tensor(images)).float()
+        return self.shipped.logits(images)
 
-    def probabilities(self, images: np.ndarray | Tensor) -> Tensor:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> calibrated probabilities, float64 (N, classes): softmax(logits / temperature), the
-        temperature being the one fitted on the validation split (`file.calibration`; 1 where there was none)."""
-        return probabilities_of(self.logits(images), self.file.calibration.temperature)
+        temperature being the one fitted on the validation split (`manifest.calibration`; 1 where there was none)."""
+        return probabilities_of(self.logits(images), self.manifest.calibration.temperature)
 
     def predict(
         self, paths: Iterable[str | Path], top: int = 1, batch_size: int = 64, threshold: float = 0.0
@@ -83,12 +73,13 @@ class Predictor:
         """A Prediction a file, in order, as a stream: paths are asked for about two batches ahead, and decoded in
         threads while the network computes. A file that cannot be read becomes a row with its reason.
 
-        `threshold`, 0 to 1: the label is "unknown" where the top probability is below it. `file.calibration.reaching(
-        0.99)` knows the one whose answers were 99 % right on validation.
+        `threshold`, 0 to 1: the label is "unknown" where the top probability is below it. The one whose answers were
+        99 % right on validation is known to `manifest.calibration.reaching(0.99)`.
 
         Raises:
-            UserError: a threshold out of range.
+            UserError: a threshold out of range, or a top or batch_size below 1.
         """
+        _require_positive(top=top, batch_size=batch_size)
         if not 0 <= threshold <= 1:
             raise UserError(f"the threshold is a probability from 0 to 1, not {threshold:g}")
         return self._predict(paths, top, batch_size, threshold)
@@ -120,30 +111,50 @@ class Predictor:
 
     def _decode(self, path: str | Path) -> Decoded:
         try:
-            return str(path), preprocess(path, self.file.input), ""
+            return str(path), preprocess(path, self.manifest.input), ""
         except UserError as error:
             return str(path), None, str(error)
 
     def _rows(self, waiting: Sequence[Decoded], top: int, threshold: float) -> Iterator[Prediction]:
         readable = [pixels for _, pixels, _ in waiting if pixels is not None]
         if readable:
-            logits, calibration = self.logits(np.stack(readable)), self.file.calibration
-            best = probabilities_of(logits, calibration.temperature).topk(min(top, len(self.file.classes)))
-            energies = energy(logits, calibration.temperature).tolist()
-            answers = iter(zip(best.indices.tolist(), best.values.tolist(), energies, strict=True))
+            answers = iter(self.answers(np.stack(readable), top, threshold))
         for name, pixels, error in waiting:
             if pixels is None:
                 yield Prediction(name, error=error)
                 continue
-            indices, probabilities, energy_ = next(answers)
-            if not math.isfinite(energy_):
-                yield Prediction(name, error=f"the network's answer to {name} is not finite")
-                continue
-            classes = [self.file.classes[i] for i in indices]
-            label = classes[0] if probabilities[0] >= threshold else UNKNOWN
-            pairs, usual = tuple(zip(classes, probabilities, strict=True)), calibration.usual
-            unusual = None if usual is None else not usual[0] <= energy_ <= usual[1]
-            yield Prediction(name, label, probabilities[0], pairs, energy_, unusual)
+            answer = next(answers)
+            sound = math.isfinite(answer.energy or 0)
+            yield (
+                replace(answer, file=name)
+                if sound
+                else Prediction(name, error=f"the network's answer to {name} is not finite")
+            )
+
+    def answers(self, images: np.ndarray, top: int = 1, threshold: float = 0.0) -> Iterator[Prediction]:
+        """uint8 (N, C, H, W) -> a Prediction an image, without a file's name. Raises UserError for a `top` below 1."""
+        _require_positive(top=top)
+        classes, calibration = self.manifest.classes, self.manifest.calibration
+        logits = self.logits(images)
+        probabilities = probabilities_of(logits, calibration.temperature)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        for row, best, energy_ in zip(probabilities, order, energy(logits, calibration.temperature), strict=True):
+            pairs = tuple((classes[i], float(row[i])) for i in best)
+            label, probability = pairs[0]
+            yield Prediction(
+                "",
+                label if probability >= threshold else UNKNOWN,
+                probability,
+                pairs,
+                float(energy_),
+                calibration.unusual(float(energy_)),
+            )
+
+
+def _require_positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} is at least 1, not {count}")
 
 
 def to_csv(predictions: Iterable[Prediction], pairs: int = 0) -> Iterator[str]:
