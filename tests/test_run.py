@@ -33,7 +33,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Run:
-    return fit(RECIPE, data, tmp_path_factory.mktemp("runs"))
+    return fit_undrawn(RECIPE, data, tmp_path_factory.mktemp("runs"))
 
 
 def begun(data, out: Path) -> Run:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -385,3 +387,12 @@ def test_notes_on_fields() -> None:
 def test_a_network_without_parameters() -> None:
     summary = summarize(nn.Sequential(Normalize((0.0,), (1.0,)), nn.AvgPool2d(2), nn.Flatten()), 1, (4, 6))
     assert (summary.parameters, summary.macs, summary.rows[-1].output) == (0, 0, (6,))
+
+
+def test_the_compiler_is_not_imported_to_count() -> None:
+    code = (
+        "import sys\nfrom convlens.models import build\nfrom convlens.summary import summarize\n"
+        "assert summarize(build('lenet5', channels=1, classes=10, size=(28, 28)), 1, (28, 28)).macs\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .calibration import Calibration, calibrate, report
+from .calibration import calibrate, report
 from .data import Data
 from .device import pick_device
 from .distributed import on_main
 from .errors import FAILED, UserError
 from .evaluation import Metrics, answers_of, logits_of, metrics_of
 from .files import csv_text, write_json, write_whole, writing_whole
+from .manifest import Golden, Manifest
 from .modelcard import NAME as CARD
 from .modelcard import model_card, write_card
 from .modelfile import ModelFile, save_model
+from .models import own_code
+from .operating import Calibration
 from .optim import objective
 from .recipe import LossConfig, Recipe
 from .run import Run, make_model, only_one, start
@@ -77,6 +80,9 @@ def _advance(
     if notes["ended"]:
         return
 
+    if not saved:
+        _keep_epoch(run, model, recipe, 0)
+
     def resume(position: Position) -> None:
         if saved:
             checkpoint.restore(saved, model, position)
@@ -96,12 +102,20 @@ def _advance(
             best = notes["best"]["epoch"] if notes["best"] else epoch.index
             tired = recipe.patience > 0 and epoch.index - best >= recipe.patience
             notes["ended"] = tired or epoch.index == recipe.epochs
+            _keep_epoch(run, model, recipe, epoch.index)
         on_main(checkpoint.save, run.last, model, epoch.position, notes)
         if epoch.complete:
             on_main(_write_history, run, history)
             yield row
         if notes["ended"]:
             return
+
+
+def _keep_epoch(run: Run, model: nn.Module, recipe: Recipe, epoch: int) -> None:
+    """Where the recipe wants it: the untrained weights, the last ones, and evenly spread ones between."""
+    apart = -(-recipe.epochs // max(recipe.keep_epochs, 1)) or 1
+    if recipe.keep_epochs and (epoch % apart == 0 or epoch == recipe.epochs):
+        on_main(checkpoint.save, run.of_epoch(epoch), model, None, {"epoch": epoch})
 
 
 def finish(run: Run, data: Data, plots: bool = True, report: bool = True, device: str | None = None) -> Metrics:
@@ -148,28 +162,27 @@ def _write_results(
     }
     if tta:
         measured["tta"] = {"views": recipe.tta, "accuracy": tta.accuracy, "loss": tta.loss}
-    golden = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
-    images = data.test.at(golden.to(data.test.labels.device)).cpu()
+    chosen = torch.linspace(0, len(data.test) - 1, min(GOLDEN, len(data.test))).long()
+    images = data.test.at(chosen.to(data.test.labels.device)).cpu()
     with torch.inference_mode():
         golden_logits = model.cpu().eval()(images)
-    file = ModelFile(
-        model=model,
-        name=recipe.model.name,
+    manifest = Manifest(
+        builder=recipe.model.name,
         args=recipe.model.args,
         input=data.input,
         classes=data.classes,
         recipe=recipe.to_dict(),
         metrics={"test_accuracy": test.accuracy, "test_loss": test.loss, "images": test.images},
-        golden_images=images,
-        golden_logits=golden_logits,
         calibration=calibration,
     )
+    golden = Golden(images.numpy(), golden_logits.float().numpy())
+    file = ModelFile(model, manifest, golden)
     save_model(run.path / "model.safetensors", file)
     with writing_whole(run.path / "predictions.csv") as csv_file:
         for lines in _predictions_csv(data, calibrated):
             csv_file.write(lines)
     write_json(run.path / "metrics.json", measured)  # it is what says that the run is finished
-    own = f" -m {shlex.quote(recipe.model.name)}" if ":" in recipe.model.name else ""
+    own = own_code(recipe.model.name)
     path = shlex.quote(str(run.path))
     _add("model card", f"convlens card {path}", lambda: write_card(model_card(run), run.path / CARD))
     if plots:

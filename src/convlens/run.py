@@ -24,6 +24,7 @@ from .distributed import on_main, world
 from .errors import UserError
 from .files import csv_text, disk_error, write_json, write_whole
 from .intervals import wilson
+from .manifest import Manifest
 from .modelfile import ModelFile, load_model
 from .models import build, fit_whitening
 from .recipe import Recipe
@@ -88,6 +89,10 @@ class Run:
     @property
     def best(self) -> Path:
         return self.path / "checkpoint" / "best.safetensors"
+
+    def of_epoch(self, epoch: int) -> Path:
+        """Where the weights of an epoch are, if they were kept."""
+        return self.path / "checkpoint" / f"epoch-{epoch:04}.safetensors"
 
     def load_data(self, data_dir: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> Data:
         """The data that the run was trained on, with its own validation split. Your own pictures are read from where
@@ -185,9 +190,14 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
     """Make the run folder `out/name`, by default `out/<dataset>-<model>-<n>`; it appears under its name complete.
 
     Raises:
-        UserError: the folder exists, or cannot be made; or the model does not take these images, or no such device.
+        UserError: the folder exists, or cannot be made; or the model does not take these images, or no such device; or
+            no model file could hold it: two classes of one name, say.
     """
     device = next(make_model(recipe, data).parameters()).device  # what cannot run here leaves no folder behind
+    try:  # nor what could not be saved in the end
+        Manifest(recipe.model.name, recipe.model.args, data.input, data.classes, recipe.to_dict(), {}).to_json()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"what is trained here could not be saved: {error}") from error
     if data.folder:  # what was chosen from the pictures is written down: more of them must not choose otherwise
         spec = data.input
         chosen = replace(recipe.data, size=list(spec.size), channels=spec.channels, resize=spec.resize)
@@ -237,7 +247,7 @@ def only_one(run: Run) -> Iterator[None]:
 
     def take() -> None:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.2)  # who only looks whether it is taken (live.py) has it for a moment
         except filelock.Timeout as error:
             raise UserError(
                 f"the run {run.path} is being trained by another process: wait for it, or stop it"

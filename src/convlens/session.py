@@ -20,10 +20,12 @@ from .data import Data, is_path, load
 from .device import pick_device
 from .distributed import in_turn, most, on_main, rank, world
 from .errors import UserError
+from .evaluation import Metrics
 from .files import write_whole
 from .fitting import advance, finish
+from .live import stoppable
 from .lr_find import RangeTest
-from .models import find_builder
+from .models import find_builder, is_outside, own_code
 from .optim import RATES
 from .probe import probe
 from .recipe import Recipe, parse_setting
@@ -73,7 +75,7 @@ def resumable(path: Path, model: str | None) -> Run:
     own = run.recipe.model.name
     if run.finished:
         raise UserError(f"the run {path} is finished: there is nothing to resume")
-    if ":" in own and model != own:
+    if is_outside(own) and model != own:
         raise UserError(f"the run {path} trains {own}, which is not part of ConvLens; to run that code: -m {own}")
     if model not in (None, own):
         raise UserError(f"the run {path} trains {own}, not {model}")
@@ -100,27 +102,36 @@ def train_to_the_end(
     no_more: bool = False,
 ) -> None:
     """Train (or, with `no_more`, take the run as it stands), telling stderr how it goes; exits with 130 or 143 where it
-    was interrupted, everything saved."""
+    was interrupted, everything saved, also where the run was being finished by then and now is."""
     begun = time.perf_counter()
     gc.freeze()  # what was imported stays: to search it for garbage takes a tenth of a second, again and again
     recipe = on_main(lambda: run.recipe)
     path = shlex.quote(str(run.path))
-    own = f" -m {recipe.model.name}" if ":" in recipe.model.name else ""  # code outside ConvLens is always named
+    own = own_code(recipe.model.name)
     for sentence in data.said:
         err.print(sentence)
     held = f", {len(data.val):,} held out" if data.val else ""
     err.print(f"{data.name}: {len(data.train):,} training images{held}, {len(data.test):,} test images -> {run.path}")
-    with _stopping() as (stop, caught):
+    with _stopping() as (stop, caught), stoppable(run, stop):
         for row in () if no_more else advance(run, data, stop, watcher(recipe), device):
             err.print(epoch_line(row, recipe.epochs))
         number = most(caught[0] if caught else 0)
         if number and not on_main(lambda: run.ended):
             err.print(f"interrupted; all is saved. Go on with: convlens train --resume {path}{own}")
             sys.exit(128 + number)
+        if stop.is_set() and not number:
+            err.print("stopped from the page: what is trained is kept, and the run finished with it")
         metrics = finish(run, data, plots, report, device)
-    if rank():
-        return
-    seconds, history = time.perf_counter() - begun, run.history
+    if not rank():
+        _say_trained(run, data, metrics, time.perf_counter() - begun, report, as_json)
+    if caught:  # who pressed Ctrl-C expects nothing more of this command, not even the page
+        sys.exit(128 + caught[0])
+
+
+def _say_trained(run: Run, data: Data, metrics: Metrics, seconds: float, report: bool, as_json: bool) -> None:
+    recipe, history = run.recipe, run.history
+    path = shlex.quote(str(run.path))
+    own = own_code(recipe.model.name)
     if history:
         err.print(_history_table(history))
     epoch = run.metrics["epoch"]

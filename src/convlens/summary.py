@@ -1,6 +1,6 @@
 """The layer table: what every layer makes of its input, what it costs, and how much of the image it sees.
 
-Measured by one forward pass, not read off the code: hooks see the sizes, torch's counter the arithmetic, and a torch
+Measured by one forward pass, not read off the code: hooks see the sizes, a dispatch mode the arithmetic, and a torch
 function mode follows the receptive field through every operation, also those that are not layers (a pooling function,
 the sum of a residual block).
 """
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from . import markup
 from .evaluation import evaluating
 from .explain import as_input, layers_of, uncompiled
+from .flops import FlopCount
 from .models.sizes import WINDOWED, Window, formula, windows
 from .receptive import Fields, slides, tensors
 
@@ -100,12 +101,10 @@ class Summary:
 def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary:
     """The table of `model` for images of this size: one pass of one empty image, in evaluation mode, mode put back.
     What torch.compile made is computed without it."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     image = as_input(model, torch.zeros(1, channels, *size, dtype=torch.uint8))
-    counter = FlopCounterMode(display=False)
-    seen = _Pass(image, counter.get_total_flops)
+    counter = FlopCount()
+    seen = _Pass(image, lambda: counter.total)
     handles = []
     for name, layer in layers_of(model).items():
         handles.append(layer.register_forward_pre_hook(lambda m, _, n=name: seen.enter(n or ITSELF, m)))
@@ -122,7 +121,7 @@ def summarize(model: nn.Module, channels: int, size: tuple[int, int]) -> Summary
         rows=rows,
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        macs=counter.get_total_flops() // 2,
+        macs=counter.total // 2,
         activation_bytes=sum(row.activation_bytes for row in rows),
         weight_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
         notes=tuple(_notes(model, seen, size)),
