@@ -2,14 +2,20 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-browser lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.sample
 	$(BIN)/convlens train mnist-5k --epochs 12
 
+# Bytecode is kept, also where the shell asks for none: without it each process compiles the package and pytest rewrites
+# every test anew.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The page in a real chromium; with CONVLENS_AXE=.../axe.min.js (npm install axe-core, elsewhere) its accessibility, too.
+test-browser: .venv/.dev
+	CONVLENS_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_page_browser.py
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

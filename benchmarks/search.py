@@ -71,7 +71,7 @@ def main() -> None:
     varied = dict(choices(text) for text in options.vary)
     settings = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     if options.random:
-        settings = random.Random(0).sample(settings, min(options.random, len(settings)))  # noqa: S311 - no secret
+        settings = random.Random(0).sample(settings, min(options.random, len(settings)))
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     rows = []
     for setting in settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 import json
 import shutil
@@ -27,6 +28,7 @@ def own_cache(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@functools.cache
 def scene(seed: int, colour: tuple[int, ...] = (128, 128, 128), size: tuple[int, int] = (80, 80)) -> Image.Image:
     """A picture like no other, coarse and fine, around a colour."""
     random = np.random.default_rng(seed)
@@ -42,12 +44,14 @@ def save(image: Image.Image, path: Path, **settings: object) -> None:
     image.save(path, **settings)
 
 
-def album(root: Path, each: int = 24, splits: tuple[str, ...] = ("train", "test")) -> Path:
+def album(
+    root: Path, each: int = 24, splits: tuple[str, ...] = ("train", "test"), size: tuple[int, int] = (80, 80)
+) -> Path:
     """`each` pictures of every class in every split; `splits=("",)` names none."""
     for s, split in enumerate(splits):
         for c, (name, colour) in enumerate(COLOURS.items()):
             for i in range(each):
-                save(scene(10_000 * s + 1000 * c + i, colour), root / split / name / f"{i:03}.jpg", quality=92)
+                save(scene(10_000 * s + 1000 * c + i, colour, size), root / split / name / f"{i:03}.jpg", quality=92)
     return root
 
 
@@ -155,11 +159,11 @@ def test_blank_pictures_are_not_also_copies(tmp_path) -> None:
 
 
 def test_classes_that_are_missing_tiny_and_empty(tmp_path) -> None:
-    root = album(tmp_path / "data", 200)
+    root = album(tmp_path / "data", 200, size=(32, 32))
     shutil.rmtree(root / "test/red")
     for i in range(19):
-        save(scene(500 + i), root / f"train/few/{i}.png")
-    save(scene(999), root / "test/few/0.png")
+        save(scene(500 + i, size=(32, 32)), root / f"train/few/{i}.png")
+    save(scene(999, size=(32, 32)), root / "test/few/0.png")
     (root / "train/none").mkdir()
     (root / "train/broken").mkdir()
     (root / "train/broken/1.png").write_bytes(b"")
@@ -211,7 +215,7 @@ def test_a_csv_whose_groups_leak(tmp_path) -> None:
 
 
 def test_wrong_labels(tmp_path) -> None:
-    root = album(tmp_path, 60, splits=("",))
+    root = album(tmp_path, 40, splits=("",), size=(18, 18))
     wrong = [("red", "blue", 7), ("green", "red", 8), ("blue", "green", 9), ("red", "green", 10)]
     for own, other, i in wrong:
         (root / own / f"{i:03}.jpg").rename(root / other / f"wrong{i}.jpg")

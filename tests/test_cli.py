@@ -21,10 +21,10 @@ SMALL = ("--limit", "600", "--epochs", "2", "-b", "64")
 
 
 @pytest.fixture(scope="module")
-def trained(process, tmp_path_factory):
-    """A run on 600 digits, made by a process of the program, with its JSON."""
+def trained(convlens, tmp_path_factory):
+    """A run on 600 digits, with its JSON."""
     out = tmp_path_factory.mktemp("runs")
-    result = process("train", "mnist-5k", *SMALL, "--out", out, "--json")
+    result = convlens("train", "mnist-5k", *SMALL, "--out", out, "--json")
     assert result.returncode == 0, result.stderr
     return out / "mnist-5k-vgg-1", json.loads(result.stdout), result.stderr
 
@@ -129,7 +129,7 @@ def test_predict_files_folders_csv_json_and_bad_ones(trained, convlens, tmp_path
     model = api.Run.open(path).model_file()
     logits = model.model(data.test.images[:4])
     for row, logit in zip([rows[0], rows[1], rows[2], rows[4]], logits, strict=True):
-        assert row["label"] == model.classes[int(logit.argmax())]
+        assert row["label"] == model.manifest.classes[int(logit.argmax())]
         assert float(row["probability"]) == pytest.approx(logit.softmax(0).max().item(), abs=1e-5)
         assert float(row["probability_2"]) <= float(row["probability"])
 
@@ -336,23 +336,21 @@ def test_one_epoch_on_the_whole_of_mnist(convlens, tmp_path) -> None:
     assert printed["test"]["accuracy"] > 0.97
 
 
-def test_a_network_of_ones_own_from_the_folder_one_is_in(tmp_path) -> None:
+def test_a_network_of_ones_own_from_the_folder_one_is_in(convlens, tmp_path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net(channels, classes, size):\n"
         "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(),\n"
         "                         nn.Linear(4 * (size[0] - 2) * (size[1] - 2), classes))\n"
     )
     command = [str(Path(sys.executable).with_name("convlens"))]  # the installed program: its sys.path has no cwd
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    result = call("train", "mnist-5k", "-m", "mine:net", "--lr", "0.01", *SMALL, "--no-plots", "--no-report")
+    train = ("train", "mnist-5k", "-m", "mine:net", "--lr", "0.01", *SMALL, "--no-plots", "--no-report")
+    result = subprocess.run([*command, *train], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "-m mine:net" in result.stderr  # in the commands that it says to type next
     run = "runs/mnist-5k-net-1"
-    assert "if you trust that code, name it: -m mine:net" in sentence(call("evaluate", run), 2)
-    assert call("evaluate", run, "-m", "mine:net").returncode == 0
+    assert "if you trust that code, name it: -m mine:net" in sentence(convlens("evaluate", run, cwd=tmp_path), 2)
+    assert convlens("evaluate", run, "-m", "mine:net", cwd=tmp_path).returncode == 0
+    del sys.modules["mine"]
 
 
 def test_a_changed_weight_is_noticed(trained, convlens, tmp_path) -> None:

@@ -141,4 +141,8 @@ def test_every_split_can_be_drawn(found: Trust, tmp_path: Path) -> None:
     for path in files:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
-    assert len(trustplots.draw_trust(tmp_path, found)) == 3
+
+
+def test_without_corruptions_they_are_not_drawn(tmp_path: Path) -> None:
+    files = trustplots.draw_trust(tmp_path, trust(*answers(300)))
+    assert {path.name for path in files} == {"reliability.png", "confidence.png", "coverage.png"}

@@ -46,7 +46,14 @@ def write(spec: DatasetSpec, root: Path) -> DatasetSpec:
     return small
 
 
-PAIRS = [(name, "lenet5") for name in DATASETS] + [("cifar10", model) for model in MODELS if model != "lenet5"]
+PAIRS = [
+    *((name, "lenet5") for name in DATASETS),
+    *(
+        pytest.param("cifar10", model, marks=pytest.mark.slow if model == "resnet18" else ())  # 11 million weights
+        for model in MODELS
+        if model != "lenet5"
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "model"), PAIRS)
@@ -76,7 +83,7 @@ def test_from_files_to_an_explained_model(name: str, model: str, tmp_path: Path)
 
     file = run.model_file()
     assert golden_difference(file) < 1e-5
-    assert evaluate(file.model, data.test, file.classes).confusion == metrics.confusion
+    assert evaluate(file.model, data.test, file.manifest.classes).confusion == metrics.confusion
     maps = feature_maps(file.model, data.test.images[0])
     assert maps
     assert all(feature.maps.isfinite().all() and " = " in feature.formula for feature in maps)

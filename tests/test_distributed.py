@@ -32,6 +32,7 @@ from convlens.fitting import advance, finish
 from convlens.recipe import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
 from convlens.run import start
 from interruptions import stop_after
+from runs import fit_undrawn
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 
@@ -358,9 +359,8 @@ def test_the_program_in_two_processes_and_its_files(data, tmp_path) -> None:
     assert codes == [0, 0]
     assert said[0].count("epoch 1/2") == 1
     assert said[1] == ""
-    run, alone = Run.open(tmp_path / "two" / "run"), fit(SHORT, data, tmp_path / "one")
-    drawn = {"plots", "report.html", *(p.name for p in (alone.path / "plots").iterdir())}
-    assert {p.name for p in run.path.rglob("*")} == {p.name for p in alone.path.rglob("*")} - drawn
+    run, alone = Run.open(tmp_path / "two" / "run"), fit_undrawn(SHORT, data, tmp_path / "one")
+    assert {p.name for p in run.path.rglob("*")} == {p.name for p in alone.path.rglob("*")}
     assert run.environment["processes"] == 2
     for row, other in zip(run.history, alone.history, strict=True):
         for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
@@ -405,6 +405,7 @@ def test_a_folder_trains_in_two_processes_and_is_decoded_once(tmp_path, monkeypa
             assert row[key] == pytest.approx(other[key], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path) -> None:
     two = Two(*flags(RECIPE, tmp_path, "--name", "run"))
     two.trained_an_epoch()
@@ -472,11 +473,12 @@ def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path) -> None:
     assert "Traceback" not in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("datasets",), "torchrun starts `convlens train` only; run convlens datasets by itself"),
-        pytest.param(("train", "mnist-5k", "--epochs", "many"), "Invalid value", marks=pytest.mark.slow),
+        (("train", "mnist-5k", "--epochs", "many"), "Invalid value"),
     ],
 )
 def test_refusals_are_said_once(arguments, message) -> None:

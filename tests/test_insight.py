@@ -193,7 +193,7 @@ def test_the_network_itself(data: Data, tmp_path: Path) -> None:
     assert len(result["map"]) == len(data.test)
 
 
-def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp_path: Path, monkeypatch) -> None:
+def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp_path: Path) -> None:
     run, data = trained
     result = convlens("explain", run.path, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -215,6 +215,10 @@ def test_the_command_looks_at_a_network(trained: tuple[Run, Data], convlens, tmp
     (row,) = json.loads(convlens(*asked).stdout)["images"]
     assert 3 not in [near["train"] for near in row["channels"]["neighbours"]]
 
+
+@pytest.mark.slow
+def test_the_command_lays_out_a_map(trained: tuple[Run, Data], convlens, tmp_path: Path, monkeypatch) -> None:
+    run, _ = trained
     monkeypatch.setitem(sys.modules, "umap", None)
     missing = convlens("explain", run.path, "--map", "umap", "--out", tmp_path)
     assert missing.returncode == 2

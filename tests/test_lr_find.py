@@ -102,7 +102,8 @@ def test_on_a_quadratic_problem_the_suggestion_is_stable_and_not_timid(monkeypat
     assert limit / 2 < found.lowest < 5 * limit
 
 
-@pytest.mark.parametrize("recipe", ["quick", pytest.param("speed-mnist", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quick", "speed-mnist"])
 def test_the_suggestion_trains_and_thirty_times_as_much_does_not(recipe: str) -> None:
     made = get_recipe(recipe).override({"data.val": 0.1, "epochs": 3})
     data = load("mnist-5k", made, limit=1500)
@@ -131,19 +132,20 @@ def test_nothing_is_left_changed() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    first = find_lr(model, make_data(), RECIPE)
+    first = find_lr(model, make_data(), RECIPE, steps=20)
     assert torch.equal(torch.rand(2), expected)
     assert not any(module.training for module in model.modules())
     assert [p.requires_grad for p in model.parameters()] == learns
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert find_lr(model, make_data(), RECIPE) == first
+    assert find_lr(model, make_data(), RECIPE, steps=20) == first
 
 
 def test_only_the_training_split_is_looked_at() -> None:
     data = make_data()
     empty = Split(torch.empty(0), torch.empty(0), torch.empty(0))
-    assert find_lr(small(), replace(data, val=empty, test=empty), RECIPE) == find_lr(small(), data, RECIPE)
+    unseen = replace(data, val=empty, test=empty)
+    assert find_lr(small(), unseen, RECIPE, steps=20) == find_lr(small(), data, RECIPE, steps=20)
 
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:
@@ -186,7 +188,7 @@ def test_the_running_average_by_hand() -> None:
 
 
 def test_the_command_says_what_to_type_next(convlens, tmp_path) -> None:
-    flags = ("--recipe", "speed-mnist", "-b", "32", "--set", "optim.bias_lr=1.0", "--limit", "600")
+    flags = ("--recipe", "speed-mnist", "-b", "32", "--set", "optim.bias_lr=1.0", "--limit", "600", "--steps", "20")
     result = convlens("lr-find", "mnist-5k", *flags, "--out", tmp_path / "found", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)

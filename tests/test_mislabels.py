@@ -62,7 +62,8 @@ def test_folds_are_even_and_keep_copies_together() -> None:
     assert (together != fold).sum() <= 3
 
 
-@pytest.mark.parametrize(("side", "count"), [pytest.param(4, 240, marks=pytest.mark.slow), (40, 120)])
+@pytest.mark.slow  # test_check.py has the like of it for every day
+@pytest.mark.parametrize(("side", "count"), [(4, 240), (40, 120)])
 def test_wrong_labels_are_found(side, count) -> None:
     """Colours with noise, one of twenty labelled as another: most are found, in a small set too, and nothing else."""
     pictures, true, wrong = coloured(side, count)

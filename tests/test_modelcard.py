@@ -241,7 +241,7 @@ def test_its_code_and_its_commands_run(run: Run, convlens, tmp_path) -> None:
 def test_it_asks_for_an_accuracy_that_can_be_reached(convlens, tmp_path) -> None:
     recipe = replace(RECIPE, epochs=8, data=DataConfig(val=0.4))
     found = fit_undrawn(recipe, load("mnist-5k", recipe, limit=600), tmp_path / "runs")
-    curve = found.model_file().calibration.curve
+    curve = found.model_file().manifest.calibration.curve
     (command,) = re.findall(r"^    convlens (predict .* --target-accuracy .*)$", model_card(found), re.MULTILINE)
     asked = float(re.search(r"--target-accuracy (\S+)", command)[1])  # type: ignore[index] # it is what was found
     best = max(point.accuracy for point in curve)

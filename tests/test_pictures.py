@@ -200,7 +200,7 @@ def test_a_run_says_what_it_was_trained_on(finished) -> None:
     predicted = rows_of(run.path / "predictions.csv")
     assert {row["file"] for row in predicted} == {row["path"] for row in rows if row["split"] == "test"}
     assert run.recipe.data.size == [30, 30]
-    assert run.model_file().input.size == (30, 30)
+    assert run.model_file().manifest.input.size == (30, 30)
     assert run.metrics["test"]["accuracy"] > 0.9
 
 
@@ -248,8 +248,8 @@ def test_what_a_threshold_promises_is_counted_on_the_validation_files(tmp_path) 
     run = fit_undrawn(made, load(root, made), tmp_path / "runs")
     truth = {row["path"]: row["label"] for row in rows_of(run.path / "split.csv") if row["split"] == "val"}
     predictor = Predictor.load(run.path)
-    curve = predictor.file.calibration.curve
-    point = predictor.file.calibration.reaching((curve[0].accuracy + curve[-1].accuracy) / 2)
+    curve = predictor.manifest.calibration.curve
+    point = predictor.manifest.calibration.reaching((curve[0].accuracy + curve[-1].accuracy) / 2)
     rows = list(predictor.predict([root / path for path in truth], threshold=point.threshold))
     right = [row.label == label for row, label in zip(rows, truth.values(), strict=True) if row.label != "unknown"]
     assert len(right) < len(truth) > 100
@@ -353,7 +353,7 @@ def test_the_columns_of_a_csv_have_flags(tmp_path, capsys) -> None:
         assert len({split[other] for other, _, _, group in rows if group == plant}) == 1
     assert json.loads(said("show", "--json", "--out", tmp_path / "shown")[0])["train"] == [25, 25, 25]
     assert json.loads(said("check", "--no-labels", "--json")[0])["counts"]["red"] == {"train": 25, "test": 5}
-    _, found = said("lr-find", *quick, "-b", 16, "--out", tmp_path / "lr")
+    _, found = said("lr-find", *quick, "-b", 16, "--steps", 20, "--out", tmp_path / "lr")
     assert " ".join(flags) in found.splitlines()[-1]
     said("tune", *quick, "--epochs", 1, "--trials", 1, "--out", tmp_path / "t")
     assert 'group_column = "plant"' in (tmp_path / "t" / "best.toml").read_text()

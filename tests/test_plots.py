@@ -171,9 +171,18 @@ def extents(texts: list[Text], axes: Axes) -> list[Any]:
     return [text.get_window_extent() for text in texts if text.get_text()]
 
 
-@pytest.mark.parametrize("count", [5, 100])
-@pytest.mark.parametrize("longest", ["7", "automobile", "a_name_of_twenty_five_let"])
-def test_captions_do_not_overlap(count: int, longest: str) -> None:
+@pytest.mark.parametrize(
+    ("longest", "count"),
+    [
+        ("7", 5),
+        ("automobile", 5),
+        ("a_name_of_twenty_five_let", 5),
+        ("a_name_of_twenty_five_let", 100),
+        pytest.param("7", 100, marks=pytest.mark.slow),
+        pytest.param("automobile", 100, marks=pytest.mark.slow),
+    ],
+)
+def test_captions_do_not_overlap(longest: str, count: int) -> None:
     probabilities = torch.tensor([[0.0, 1.0]]).expand(count, 2)
     labels = torch.arange(count) % 2
     columns = 10 if count == 100 else 8
@@ -233,7 +242,7 @@ def test_confusion_of_a_class_without_images() -> None:
     assert np.asarray(picture.get_array()).tolist() == [[0.5, 0.5, 0], [0, 0, 1], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("k", [2, 10, 20, 47, 100])
+@pytest.mark.parametrize("k", [2, 10, 20, pytest.param(47, marks=pytest.mark.slow), 100])
 def test_names_of_the_confusion_matrix_do_not_overlap(k: int) -> None:
     names = tuple(f"a_class_{i}" for i in range(k))
     axes = plots.confusion(metrics_of(*answers(5 * k, k), names))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from convlens.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "README.zh-CN.md", "docs/articles.md", "docs/articles.zh-CN.md", "docs/architecture.md"]
+PAGES = ["README.md", "README.zh-CN.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def code(page: str) -> str:
@@ -35,13 +34,13 @@ def test_both_readmes_have_the_same_code_and_commands() -> None:
 
     assert bare(code("README.md")) == bare(code("README.zh-CN.md"))
     assert commands("README.md") == commands("README.zh-CN.md")
-    assert len(commands("README.md")) == 13
+    assert len(commands("README.md")) == 20
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
 
 
@@ -50,7 +49,7 @@ def test_every_command_that_a_page_shows_exists(page: str, convlens) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     helped = convlens("--help").stdout
     for line in re.findall(r"^    (convlens .*)$", text, re.MULTILINE):
-        command = shlex.split(line, comments=True)[1]
+        command = line.split()[1]
         assert re.search(rf"^  {command} ", helped, re.MULTILINE), line
     for recipe in re.findall(r"--recipe ([a-z0-9-]+)", text):
         assert recipe in RECIPES

@@ -50,8 +50,7 @@ from refusals import refused
 from runs import fit_undrawn
 
 CHROMIUM = "/usr/bin/chromium"
-SLOW = os.environ.get("CONVLENS_SLOW") == "1"  # then a browser that is missing is a failure
-browsed = pytest.mark.skipif(not SLOW and not Path(CHROMIUM).exists(), reason=f"there is no browser {CHROMIUM}")
+browsed = pytest.mark.slow  # it takes seconds to start; one that is missing is a failure
 RECIPE = Recipe(
     name="quick",
     epochs=3,
@@ -195,10 +194,10 @@ def test_the_worst_mistakes_are_the_surest(run: Run) -> None:
 
 def test_the_confidence_before_calibration_is_found_again(run: Run) -> None:
     file, data = run.model_file(), run.load_data()
-    assert file.calibration.temperature != 1
+    assert file.manifest.calibration.temperature != 1
     raw = file.model(data.test.images).softmax(1).amax(1)
     outcomes = read_outcomes(run.path / "predictions.csv", data.classes)
-    assert outcomes.before(file.calibration.temperature) == pytest.approx(raw.detach().numpy(), abs=1e-4)
+    assert outcomes.before(file.manifest.calibration.temperature) == pytest.approx(raw.detach().numpy(), abs=1e-4)
 
 
 def test_a_test_set_that_was_damaged_is_said(run: Run, tmp_path) -> None:
@@ -380,7 +379,7 @@ def test_a_part_that_fails_as_a_whole_is_named(run: Run, monkeypatch) -> None:
 def test_the_values_of_trust_are_in_the_file(run: Run, written: Path) -> None:
     found = parsed(written)
     file, test = run.model_file(), run.load_data().test
-    temperature = file.calibration.temperature
+    temperature = file.manifest.calibration.temperature
     with torch.inference_mode():
         expected = trust(file.model(test.images), test.labels, temperature).to_dict()
     given = found.json("numbers")["trust"]
@@ -666,8 +665,6 @@ def test_fit_writes_it_too(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not SLOW:
-        pytest.importorskip("playwright.sync_api")
     playwright = importlib.import_module("playwright.sync_api")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

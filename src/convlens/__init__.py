@@ -33,6 +33,7 @@ _HOME = {
     "compare": "comparing",
     "deletion": "faithfulness",
     "evaluate": "evaluation",
+    "export": "exporting",
     "feature_maps": "explain",
     "features_of": "embedding",
     "find_lr": "lr_find",
@@ -46,6 +47,7 @@ _HOME = {
     "summarize": "summary",
     "survey": "channels",
     "train": "training",
+    "verify": "verifying",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "compare",
     "deletion",
     "evaluate",
+    "export",
     "feature_maps",
     "features_of",
     "find_lr",
@@ -85,6 +88,7 @@ __all__ = [
     "summarize",
     "survey",
     "train",
+    "verify",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, answering, learning, looking, telling
+from . import __version__, answering, hosting, learning, looking, opening, shipping, telling
 from .errors import FAILED, UserError
 
 app = typer.Typer(
@@ -53,7 +53,9 @@ def _main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"convlens: {error}", file=sys.stderr)
+        from .console import visible
+
+        print(f"convlens: {visible(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output went away: `convlens predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,7 +96,11 @@ for command in (
     answering.explain,
     answering.report,
     answering.predict,
+    shipping.export,
+    shipping.verify,
     telling.compare,
     telling.card,
+    hosting.serve,
 ):
     app.command()(command)
+app.command("open")(opening.open_)  # the word is Python's own

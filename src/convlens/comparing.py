@@ -208,7 +208,7 @@ def _macs(letter: str, run: Run, builder: str | None, said: list[str]) -> int | 
     except UserError as error:
         said.append(f"The multiply-adds of {letter} were not counted: {error}")
         return None
-    return summarize(file.model, file.input.channels, file.input.size).macs
+    return summarize(file.model, file.manifest.input.channels, file.manifest.input.size).macs
 
 
 def _tests(runs: Sequence[Run], sides: Sequence[Side], said: list[str]) -> tuple[McNemar, ...]:

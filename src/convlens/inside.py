@@ -58,7 +58,7 @@ def network(
     """Draw the network itself, its test images on a map by `method`, say to `said` (stdout) which channels are dead or
     duplicate, and give all of it as JSON takes it. Raises UserError where its data is not there, or `method` is neither
     pca nor umap, or UMAP is not installed."""
-    from .console import err
+    from .console import err, visible
     from .embedding import require_umap
     from .insight import draw_network, findings
 
@@ -68,8 +68,7 @@ def network(
         require_umap()  # before the long walk
     found, folder = walked(run, file, load, data_dir), (out or run.path / "explain") / "network"
     drawn, result = draw_network(folder, file.model, found, method)
-    print(
-        "\n".join(findings(found.survey)) or f"no channel is dead, and none a duplicate, on {found.extent}", file=said
-    )
+    text = "\n".join(findings(found.survey)) or f"no channel is dead, and none a duplicate, on {found.extent}"
+    print(visible(text), file=said)
     err.print(f"{len(drawn)} pictures in {folder}")
     return result

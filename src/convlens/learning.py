@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import flags
+from . import flags, opening
 from .errors import UserError
 
 
@@ -45,6 +46,7 @@ def train(
     finish: flags.Finish = False,
     plots: flags.Plots = True,
     report: flags.WithReport = True,
+    open_page: flags.OpenPage = False,
     print_recipe: flags.PrintRecipe = False,
     as_json: flags.Json = False,
 ) -> None:
@@ -66,9 +68,10 @@ def train(
         "patience": patience,
         "device": device,
         "compile": compile_,
+        "keep_epochs": opening.KEPT if open_page and not resume else None,
     }
     from .console import decoding
-    from .distributed import in_turn, on_main
+    from .distributed import in_turn, on_main, rank
     from .run import start
     from .session import data_for, measured_batch_size, recipe_from, resumable, train_to_the_end, usual_recipe
 
@@ -96,7 +99,10 @@ def train(
             given["batch_size"] = measured_batch_size(made, loaded)
             made = recipe_from(base, given, settings or ())
         run = on_main(start, made, loaded, out, name)
-    train_to_the_end(run, loaded, plots, report, as_json, device if resume else None, finish)
+    own = run.recipe.model.name
+    builder = own if ":" in own else None  # code outside ConvLens is always named
+    with opening.opened(run.path, builder, data_dir) if open_page and not rank() else nullcontext():
+        train_to_the_end(run, loaded, plots, report, as_json, device if resume else None, finish)
 
 
 def lr_find(

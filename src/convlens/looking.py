@@ -206,8 +206,8 @@ def summary(
     title = model
     if model not in MODELS and model not in RECIPES and Path(model).is_dir():
         file = Run.open(model).model_file(builder)
-        title = f"{file.name} of {model}"
-        found = summarize(file.model, file.input.channels, file.input.size)
+        title = f"{file.manifest.builder} of {model}"
+        found = summarize(file.model, file.manifest.input.channels, file.manifest.input.size)
     else:
         config = RECIPES[model].model if model in RECIPES else None
         name, args = (config.name, config.args) if config else (model, {})

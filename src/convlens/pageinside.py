@@ -35,7 +35,7 @@ Say = Callable[..., str]
 def inside(file: ModelFile, data: Data | None, outcomes: Outcomes, say: Say) -> dict[str, Any]:
     """All that needs the network; without the data its layers and filters alone. What cannot be made of this network,
     or without an extra, is named in `lacking`."""
-    model, summary = file.model, summarize(file.model, file.input.channels, file.input.size)
+    model, summary = file.model, summarize(file.model, file.manifest.input.channels, file.manifest.input.size)
     passes = int(ARITHMETIC / max(summary.macs, 1))
     located, mistakes = min(ON_THE_MAP, max(passes, 100)), min(EXPLAINED, max(passes // PASSES, 1))
     found: dict[str, Any] = {

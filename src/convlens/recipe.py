@@ -138,6 +138,7 @@ class Recipe:
     accumulate: int = _number(1, 1, 1_000_000)  # parts that a batch is computed in, in turn, for less memory
     seed: int = _number(0, 0, 2**32 - 1)
     patience: int = _number(0, 0)  # epochs without a better validation loss before it stops; 0: never
+    keep_epochs: int = _number(0, 0, 10_000)  # weights of so many epochs stay in checkpoint/, evenly spread; 0: none
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, where the run is long enough

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from .models import is_outside
 from .recipe import Recipe, parse_setting
 from .recipes import RECIPES
 from .run import Run
@@ -43,7 +44,7 @@ def evaluating_command(run: Run) -> str:
     """The command that measures a finished run on worse images; of an absolute path to the run its name stands there,
     so it is called where the run's folder lies."""
     name = run.recipe.model.name
-    own = ["-m", name] if ":" in name else []
+    own = ["-m", name] if is_outside(name) else []
     return shlex.join(["convlens", "evaluate", last_name(str(run.path)), *own, "--corruptions"])
 
 
