@@ -16,23 +16,18 @@ const links = new Map(ROOMS.map((room) => [room, h("a", {})]));
 document.querySelector("nav ul").append(...[...links.values()].map((link) => h("li", {}, link)));
 let open = null; // { which, show, close }
 let opening = 0, entered = false; // entered: the next room is one that somebody went to
+let framed = null; // the run that the frame tells of
 
+const runOf = ({ run }) => Number(run || 0);
+const runTold = () => state.runs[runOf(state.params)] ?? state.runs[0];
+
+// All of it, in the language and the light of the moment
 function frame() {
-  if (!ROOMS.includes(state.room)) state.room = "try";
   const root = document.documentElement;
   root.lang = state.language === "zh" ? "zh-CN" : "en";
   if (state.theme) root.dataset.theme = state.theme; else delete root.dataset.theme;
-  const carried = Object.fromEntries(CARRIED.map((name) => [name, state.params[name]]));
-  const nav = document.querySelector("nav");
-  nav.setAttribute("aria-label", say("rooms"));
-  for (const [room, link] of links) {
-    link.textContent = say(`room.${room}`);
-    link.href = addressOf(room, carried);
-    if (room === state.room) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
-  }
-  const current = links.get(state.room);
-  const list = nav.firstElementChild;
-  if (list.scrollWidth > list.clientWidth) list.scrollLeft = current.offsetLeft - list.clientWidth / 2 + 30;
+  document.querySelector("nav").setAttribute("aria-label", say("rooms"));
+  for (const [room, link] of links) link.textContent = say(`room.${room}`);
   const dark = state.theme ? state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   const focused = document.activeElement?.dataset?.switch;
   document.querySelector(".switches").replaceChildren(
@@ -43,12 +38,28 @@ function frame() {
   );
   if (focused) document.querySelector(`[data-switch=${focused}]`).focus();
   document.querySelector(".skip").textContent = say("skip");
-  const run = state.runs[state.params.run ?? 0] ?? state.runs[0];
-  document.title = `${say(`room.${state.room}`)} · ${run ? `${run.name} · ` : ""}ConvLens`;
+  follow();
+  const run = runTold();
   document.querySelector("footer").replaceChildren(
     run ? h("p", { class: "soft" }, say(Number.isFinite(run.accuracy) ? "footer" : "footer.untested", {
       name: run.name, dataset: run.dataset, parameters: run.parameters.toLocaleString("en-US"),
       accuracy: ((run.accuracy ?? 0) * 100).toFixed(2) })) : "", run ? saveMenu(place) : "");
+  framed = run;
+}
+
+// What an address says of it: every click gives a new one, so no more is touched than must be
+function follow() {
+  if (!ROOMS.includes(state.room)) state.room = "try";
+  const carried = Object.fromEntries(CARRIED.map((name) => [name, state.params[name]]));
+  for (const [room, link] of links) link.href = addressOf(room, carried);
+  const run = runTold(), current = links.get(state.room);
+  const title = `${say(`room.${state.room}`)} · ${run ? `${run.name} · ` : ""}ConvLens`;
+  if (document.title !== title) document.title = title;
+  if (current.hasAttribute("aria-current")) return;
+  for (const link of links.values()) link.removeAttribute("aria-current");
+  current.setAttribute("aria-current", "page");
+  const list = document.querySelector("nav").firstElementChild;
+  if (list.scrollWidth > list.clientWidth) list.scrollLeft = current.offsetLeft - list.clientWidth / 2 + 30;
 }
 
 // A run in training is another one by now
@@ -57,8 +68,6 @@ const renew = () => Promise.all(state.runs.map(async (run, index) => {
   forget();
   setRun(index, await ask("run", index ? { run: index } : {}, true));
 })).catch(() => {}); // the room shows what is known
-
-const runOf = ({ run }) => Number(run || 0);
 
 async function show() {
   const name = state.room, which = `${name} ${runOf(state.params)}`;
@@ -122,7 +131,7 @@ hearContact((contact) => {
 
 listen((what) => {
   if (what === "address") {
-    frame();
+    if (framed !== runTold()) frame(); else follow();
     if (state.runs.length) show().catch(trouble);
   } else {
     frame();

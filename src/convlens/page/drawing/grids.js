@@ -39,6 +39,6 @@ export function shares(rows, { extent = extentOf(rows.map((row) => row.value)), 
     bar.style.width = `${Math.abs(t) * 50}%`;
     bar.style.left = t < 0 ? `${50 + t * 50}%` : "50%";
     const inner = [h("span", { class: "name" }, row.name), h("span", { class: "axis" }, bar), h("span", { class: "value" }, number(row.value, digits))];
-    return h("li", { class: row.chosen ? "chosen" : "" }, row.pick ? h("button", { class: "plain", data: { keep: `share ${row.name}` }, onclick: row.pick, "aria-pressed": String(!!row.chosen) }, inner) : inner);
+    return h("li", { class: `${row.chosen ? "chosen" : ""}${row.pick ? " pick" : ""}` }, row.pick ? h("button", { class: "plain", data: { keep: `share ${row.name}` }, onclick: row.pick, "aria-pressed": String(!!row.chosen) }, inner) : inner);
   }));
 }

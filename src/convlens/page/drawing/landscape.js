@@ -73,7 +73,7 @@ export function landscape(run, run_index, { choose, more, failed }) {
     box.style.setProperty("--px", `${px}px`);
     const slots = Array.from({ length: count }, () => {
       const canvas = unit ? null : h("canvas", { class: "pixels" });
-      const button = h("button", { class: "map", "aria-pressed": "false", tabindex: -1, onclick: () => button.dataset.channel && choose(layer.name, Number(button.dataset.channel)) }, canvas);
+      const button = h("button", { class: unit ? "map unit" : "map", "aria-pressed": "false", tabindex: -1, onclick: () => button.dataset.channel && choose(layer.name, Number(button.dataset.channel)) }, canvas);
       if (!unit) button.style.aspectRatio = `${width} / ${height}`;
       return { button, canvas };
     });

@@ -328,7 +328,7 @@ export function operation(place, { run, extra, now, look, base, still, failed })
     const inputs = layer.input.at(-1);
     body.replaceChildren(
       h("h3", {}, last ? say("linear.class", { label: run.classes[now.channel] }) : say("linear.title", { count: told.length })),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": say("linear.title", { count: told.length }) }, h("table", { class: "connections" },
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": say("linear.title", { count: told.length }) }, h("table", { class: "connections barred" },
         h("thead", {}, h("tr", {}, ...["linear.from", "linear.input", "linear.weight", "linear.product"].map((key) => h("th", { scope: "col" }, say(key))), h("th", {}, h("span", { class: "unseen" }, say("linear.bar"))))),
         h("tbody", {}, ...told.map((each) => {
           const t = each.product / extent, bar = h("span", { class: `bar ${t < 0 ? "below" : "above"}` });

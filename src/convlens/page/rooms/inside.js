@@ -115,8 +115,8 @@ export function enter(place, params) {
       extra.stamp = base.stamp; // what is asked from here on is that network's
       if (now.channel === undefined || now.channel === "") now.channel = now.layer === "softmax" ? base.predicted : base.layers.find((layer) => layer.name === now.layer)?.order[0] ?? 0;
       now.channel = Number(now.channel);
+      land.reveal(now.layer); // it asks where things are: before anything is changed, which would have to be laid out for it
       land.show({ extra, ref: now.ref, off: now.off, look, base, layer: now.layer, channel: now.channel });
-      land.reveal(now.layer);
       const which = `${base.stamp} ${asked} ${now.layer} ${now.channel} ${now.in ?? ""} ${now.page ?? ""}`;
       if (opened?.which !== which) {
         const again = opened && opened.map === `${now.layer} ${now.channel}`; // the same map of another picture: no second show
