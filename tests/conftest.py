@@ -73,7 +73,7 @@ def process() -> Convlens:
 
     def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", "convlens", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, **settings)  # type: ignore[call-overload] # keywords passed on
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **settings)  # type: ignore[call-overload] # keywords passed on
 
     return run
 

@@ -20,7 +20,7 @@ BUDGETS = {  # recipe, settings and training images: seconds of training, and th
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", BUDGETS)
 def test_test_set_predictions_agree(name: str, data_root: Path, tmp_path: Path) -> None:
     recipe_name, settings, limit = BUDGETS[name]

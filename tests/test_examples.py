@@ -53,7 +53,7 @@ def test_they_run(path: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = read(path)
     notebook.cells.insert(0, new_code_cell(STRICT.format(str(tmp_path))))
-    client = NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises with the cell's own traceback
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]

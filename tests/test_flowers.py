@@ -39,7 +39,7 @@ def planting() -> ModuleType:
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_forty_faults_in_the_flowers(data_root, tmp_path, monkeypatch, capsys) -> None:
     if not (data_root / "flowers").is_dir():
         pytest.skip("CONVLENS_DATA has no folder with the flowers")

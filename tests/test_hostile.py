@@ -189,7 +189,7 @@ def attack(folder: Path, good: bytes, files: dict[str, bytes]) -> dict[str, str]
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout[-300:] + ended.stderr

@@ -94,7 +94,7 @@ def test_killed_at_a_moment(convlens, unbroken, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_twenty_moments(convlens, unbroken, tmp_path) -> None:
     trials(convlens, unbroken, tmp_path, count=20, seed=2)
 

@@ -55,7 +55,7 @@ def test_training_takes_less_memory_than_the_pixels(tmp_path) -> None:
         env={**os.environ, "CONVLENS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -543,7 +543,7 @@ def test_a_dead_server_is_a_sentence_and_it_goes_on_by_itself(context: sync_api.
     sync_api.expect(page.locator(".banner")).to_contain_text("The server does not answer")
     assert page.locator(".layers").is_visible()
     page.unroute("**/api/**")
-    sync_api.expect(page.locator(".banner")).to_be_hidden(timeout=15_000)
+    sync_api.expect(page.locator(".banner")).to_be_hidden(timeout=60_000)
     sync_api.expect(page.locator(".named")).to_contain_text("Image test 2")
     page.close()
 
@@ -558,7 +558,7 @@ def test_a_dead_server_leaves_every_room_open(context: sync_api.BrowserContext) 
         sync_api.expect(page.locator(".banner")).to_contain_text("The server does not answer")
         sync_api.expect(page.locator("main .problem")).to_have_count(0)
     page.unroute("**/*")
-    sync_api.expect(page.locator(".side-run .verdict strong")).to_have_count(2, timeout=15_000)
+    sync_api.expect(page.locator(".side-run .verdict strong")).to_have_count(2, timeout=60_000)
     page.close()
 
 
@@ -757,7 +757,7 @@ def test_a_server_that_was_started_anew_is_told_as_such(context: sync_api.Browse
     page.get_by_role("button", name="Next image").click()
     sync_api.expect(page.locator(".banner")).to_have_text("The server was started anew; open the address it printed.")
     page.unroute("**/api/**")
-    sync_api.expect(page.locator(".named")).to_contain_text("Image test 2", timeout=15_000)
+    sync_api.expect(page.locator(".named")).to_contain_text("Image test 2", timeout=60_000)
     sync_api.expect(page.locator(".banner")).to_be_hidden()
     page.close()
 

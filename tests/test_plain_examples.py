@@ -68,7 +68,7 @@ def test_in_python(web: Path, pictures: list[Path], tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / "16-bit.png")
     given = [*pictures, tmp_path / "photo.jpg", tmp_path / "16-bit.png"]
     command = [sys.executable, "-W", "error", EXAMPLES / "predict.py", web / "model.onnx", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     same_rows(done.stdout, web, given)
 
@@ -80,7 +80,7 @@ def test_in_javascript(web: Path, pictures: list[Path], tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "predict.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(Path(ORT) / "node_modules")
     command = ["node", tmp_path / "predict.mjs", web, *pictures]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     same_rows(done.stdout, web, pictures)
 

@@ -486,7 +486,7 @@ def test_a_class_name_does_not_command_the_terminal(convlens, capsys, tmp_path: 
 
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "convlens", "predict", tmp_path, tmp_path / "black.png"]
-    subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=120, check=True)
+    subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=400, check=True)
     os.close(theirs)
     printed = os.read(ours, 1 << 16).decode()
     os.close(ours)

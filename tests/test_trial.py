@@ -53,7 +53,7 @@ def test_a_process_of_its_own_reports_lines_of_json(data: Data, tmp_path: Path) 
     path.write_text(replace(TINY, tta="mirror").to_toml(), encoding="utf-8")
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(path), "mnist-5k", "--limit", "300"]
     result = subprocess.run(
-        [*command, "--seed", "3", "--threads", "1"], capture_output=True, text=True, timeout=250, check=False
+        [*command, "--seed", "3", "--threads", "1"], capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr
     looked, told = map(json.loads, result.stdout.splitlines())

@@ -49,7 +49,7 @@ FAKE = {name: b"nothing that runs" for name, _ in COPIED.values()}
 
 def in_node(script: str, folder: Path) -> str:
     (folder / "script.mjs").write_text(script)
-    done = subprocess.run(["node", "script.mjs"], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["node", "script.mjs"], cwd=folder, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
