@@ -76,9 +76,8 @@ def test_what_is_multiplied_joined_and_added_in_place_is_found() -> None:
     assert told(Mixed()) == {
         "left": ("multiply", "act", "gate"),
         "wide": ("join", "left", "right"),
-        "after": ("add", "third", "wide"),
-        "beside": ("add", ">after"),
-        "head": ("join", "after", "beside"),
+        "F.relu": ("add", "third", "wide"),
+        "F.mean": ("join", "after", "beside"),
     }
     model, image = Mixed().eval(), some_image().float() / 255
     steps = {step.name: step for step in dissect(model, image).steps}
@@ -104,7 +103,11 @@ class Stream(nn.Module):
 
 def test_a_sum_that_goes_on_is_named_by_the_layer_that_read_it_first() -> None:
     """Not by all that was ever added to it, which would be a shortcut from every block to every later one."""
-    assert told(Stream()) == {"norms.1": ("add", "stem", "blocks"), "norms.2": ("add", ">norms.1", "blocks#2")}
+    assert told(Stream()) == {
+        "norms.1": ("add", "stem", "blocks"),
+        "norms.2": ("add", ">norms.1", "blocks#2"),
+        "F.mean": ("add", ">norms.2", "blocks#3"),
+    }
 
 
 def test_a_sum_that_no_layer_reads_is_one_with_the_next() -> None:

@@ -49,6 +49,7 @@ LAYERS = [
         "trace",
         "channels",
         "embedding",
+        "functions",
         "anatomy",
         "joining",
         "arithmetic",

@@ -1,9 +1,10 @@
-"""One image's way through a network, layer by layer, also with channels switched off."""
+"""One image's way through a network, layer by layer, also with channels switched off. Functions that do what a layer
+does (`functions`) are layers here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .errors import UserError, unknown
 from .evaluation import evaluating
 from .explain import INSIDE, as_input, layers_of, uncompiled
+from .functions import MARK, Functions
 from .models.sizes import WINDOWED, formula, windows
 from .receptive import tensors
 
@@ -26,7 +28,8 @@ class Step:
     output height with its numbers, where the layer has a window. A layer that ran again has a name ending in #2.
     `effects` (C,), where they were asked for: what every channel, or unit, moved the answer's logit by. `sources` are
     the steps (or `input`, the image) whose very numbers went in, perhaps in another shape; none where the network's own
-    code computed something in between: added a shortcut, joined maps, called a function."""
+    code computed something in between: added a shortcut, joined maps. Of a function, named F.relu, `layer` is one that
+    does the same."""
 
     name: str
     layer: nn.Module
@@ -77,18 +80,27 @@ def dissect(
     for name, layer in leaves(model).items():
         before, behind = _recorders(name, steps, edges, made)
         handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
+
+    def called(name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
+        before, behind = _recorders(name, steps, edges, made)
+        before(layer, given)
+        out = compute()
+        behind(layer, given, out)
+        return out
+
     try:
         with (
-            switched_off(model, off or {}),
             evaluating(model),
             uncompiled(),
             torch.inference_mode(False),
             torch.set_grad_enabled(effects),
+            switched_off(model, off or {}),
         ):
             # a clone with a gradient of its own: there is a graph also where the weights are frozen
             pixels = as_input(model, image[None]).detach().clone().requires_grad_(effects)
             made.append(("input", pixels, _mark(pixels)))
-            logits = model(pixels)[0]
+            with Functions([*leaves(model).values()], called):
+                logits = model(pixels)[0]
     finally:
         for handle in handles:
             handle.remove()
@@ -111,17 +123,30 @@ def _with_effects(steps: list[Step], edges: list[GradientEdge | None], logits: T
 
 @contextmanager
 def switched_off(model: nn.Module, off: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """Inside the `with` these channels of the layers named are zero. Raises UserError as `dissect` does."""
+    """Inside the `with` these channels of the layers named are zero. Raises UserError as `dissect` does, of a function
+    that is not called at the end of the `with`."""
     layers = layers_of(model)
     handles = []
+    functions = {name: channels for name, channels in off.items() if name.startswith(MARK)}
+    met: list[str] = []
+
+    def called(name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
+        met.append(name)
+        return _silencer(name, functions[name])(layer, given, compute()) if name in functions else compute()
+
     try:
         for given, channels in off.items():
+            if given in functions:
+                continue
             name = next((name for name in (given, INSIDE + given) if name in layers), None)
             if name is None:
                 raise unknown("layer", given, [name.removeprefix(INSIDE) for name in layers if name])
             # in front of the hooks that record: what they see is what the next layer meets
             handles.append(layers[name].register_forward_hook(_silencer(given, channels), prepend=True))
-        yield
+        with Functions([*leaves(model).values()], called) if functions else nullcontext():
+            yield
+        if missed := set(functions) - set(met):
+            raise unknown("layer", min(missed), [*(name.removeprefix(INSIDE) for name in layers if name), *met])
     finally:
         for handle in handles:
             handle.remove()

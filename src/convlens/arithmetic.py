@@ -96,9 +96,10 @@ def _mean(layer: nn.AvgPool2d, image: Tensor, at: tuple[int, ...], _step: Step) 
 
 
 def _adaptive(layer: nn.Module, image: Tensor, at: tuple[int, ...], step: Step) -> Arithmetic:
+    places, sizes = (at[1:], step.output.shape[1:]) if len(at) > 1 else ((0, 0), (1, 1))  # x.mean((2, 3)) has no places
     spans = [
         (math.floor(place * n / m), math.ceil((place + 1) * n / m))
-        for place, n, m in zip(at[1:], image.shape[1:], step.output.shape[1:], strict=True)
+        for place, n, m in zip(places, image.shape[1:], sizes, strict=True)
     ]
     (top, bottom), (left, right) = spans
     patch = image[at[0] : at[0] + 1, top:bottom, left:right]
@@ -129,14 +130,25 @@ def _group_norm(layer: nn.GroupNorm, image: Tensor, at: tuple[int, ...], _step: 
     return _standardised(layer, image, at, image.reshape(layer.num_groups, -1)[at[0] * layer.num_groups // len(image)])
 
 
+def _layer_norm(layer: nn.LayerNorm, image: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
+    """Over the last sides, each place of which has a weight of its own."""
+    whole = image.ndim - len(layer.normalized_shape)
+    among = image[at[:whole]]
+    return _scaled(layer, image, at, among.mean().item(), among.var(correction=0).item(), at[whole:])
+
+
 def _standardised(layer: nn.Module, image: Tensor, at: tuple[int, ...], among: Tensor) -> Arithmetic:
     return _scaled(layer, image, at, among.mean().item(), among.var(correction=0).item())
 
 
-def _scaled(layer: Any, image: Tensor, at: tuple[int, ...], mean: float, variance: float) -> Arithmetic:
+def _scaled(
+    layer: Any, image: Tensor, at: tuple[int, ...], mean: float, variance: float, of: tuple[int, ...] | None = None
+) -> Arithmetic:
+    """`of` is where in the weights a number's own are; without it they are those of its channel."""
+    of = of or at[:1]
     scale = 1 / math.sqrt(variance + layer.eps)
-    scale *= 1.0 if layer.weight is None else layer.weight[at[0]].item()
-    shift = (0.0 if layer.bias is None else layer.bias[at[0]].item()) - mean * scale
+    scale *= 1.0 if layer.weight is None else layer.weight[of].item()
+    shift = (0.0 if layer.bias is None else layer.bias[of].item()) - mean * scale
     return _affine(image[at], scale, shift)
 
 
@@ -167,6 +179,7 @@ _KINDS: dict[Any, Callable[[Any, Tensor, tuple[int, ...], Step], Arithmetic]] = 
     nn.BatchNorm2d: _batch_norm,
     nn.InstanceNorm2d: _instance_norm,
     nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
     Normalize: _normalize,
     nn.Flatten: _flatten,
 }

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .anatomy import leaves
 from .evaluation import evaluating
 from .explain import INSIDE, as_input, uncompiled
+from .functions import Functions
 from .receptive import overwritten, tensors
 
 HOW = {
@@ -56,7 +57,7 @@ def joins(model: nn.Module, image: Tensor) -> dict[str, Join]:
         with evaluating(model), uncompiled(), torch.no_grad():
             pixels = as_input(model, image[None]).clone()
             following.values[pixels] = _Value(Part("input"))
-            with following:
+            with following, Functions([*leaves(model).values()], following.called):
                 model(pixels)
     finally:
         for handle in handles:
@@ -102,6 +103,13 @@ class _Following(TorchFunctionMode):
             return name if self._runs[name] == 1 else f"{name}#{self._runs[name]}"
 
         return before, behind
+
+    def called(self, name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
+        before, behind = self.at(name)
+        before(layer, given)
+        out = compute()
+        behind(layer, given, out)
+        return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")

@@ -21,6 +21,7 @@ from .errors import UserError, unknown
 from .explain import INSIDE, layers_of
 from .images import InputSpec
 from .joining import Join, joins
+from .models.sizes import WINDOWED, formula, windows
 from .summary import LayerRow, summarize
 
 TOLD = 64  # channels of a layer, input channels of a filter, connections of a unit: the strongest
@@ -75,7 +76,10 @@ def layers(model: nn.Module, spec: InputSpec) -> list[dict[str, Any]]:
 def _layer(step: Step, rows: dict[str, list[LayerRow]], join: Join | None) -> dict[str, Any]:
     name, _, again = step.name.partition("#")
     runs, which = rows.get(name, []), int(again or 1) - 1
-    row = runs[which] if which < len(runs) else None  # a layer without numbers of its own may have none
+    row = runs[which] if which < len(runs) else None  # a layer without numbers of its own may have none, a function has
+    slide = windows(step.layer) if isinstance(step.layer, WINDOWED) else None
+    cells = [f"{h:g}" if h == w else f"{h:g}x{w:g}" for h, w in [*zip(*slide, strict=True)][:4]] if slide else [""] * 4
+    wide = formula(step.input.shape[-1], *slide[1]) if slide else ""
     return {
         "name": step.name,
         "kind": step.kind,
@@ -85,15 +89,12 @@ def _layer(step: Step, rows: dict[str, list[LayerRow]], join: Join | None) -> di
         "output": [*step.output.shape],
         "channels": len(_maps_of(step.output)),
         "formula": step.formula,
-        "formula_width": row.formula_width if row else "",
+        "formula_width": wide if wide != step.formula else "",
         "parameters": row.parameters if row else 0,
         "macs": row.macs if row else 0,
         "receptive_field": row.receptive_field if row else None,
-        "kernel": row.kernel if row else "",
-        "stride": row.stride if row else "",
-        "padding": row.padding if row else "",
-        "dilation": row.dilation if row else "",
-        "groups": row.groups if row else 1,
+        **dict(zip(("kernel", "stride", "padding", "dilation"), cells, strict=True)),
+        "groups": getattr(step.layer, "groups", 1) if slide else 1,
         "padding_mode": getattr(step.layer, "padding_mode", ""),
         "activation": step.kind in ACTIVATIONS,
     }

@@ -107,7 +107,8 @@ export function operation(place, { run, extra, now, look, base, still, failed })
 
   // Convolution and pooling: a window slides over what went in
   async function drawWindow(first, output, startRow, startColumn) {
-    const [, height, width] = layer.output, [, inHeight, inWidth] = layer.input;
+    const [, height = 1, width = 1] = layer.output, [, inHeight, inWidth] = layer.input; // the mean of a whole map is one number
+    output ??= await values("", now.channel);
     const [kh, kw] = [first.shape[1], first.shape[2]];
     const stride = pair(layer.stride, 1), padding = pair(layer.padding, 0), dilation = pair(layer.dilation, 1);
     const conv = first.kind === "convolution", adaptive = !layer.stride;
