@@ -30,6 +30,7 @@ COLOURS = Recipe(epochs=6).override({"model.name": "vgg", "optim.lr": 0.05, "bat
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no chromium; CONVLENS_CHROMIUM names one")]
 sync_api = pytest.importorskip("playwright.sync_api")
+sync_api.expect.set_options(timeout=30_000)  # a machine may be slow
 
 
 @pytest.fixture(scope="module")
@@ -643,6 +644,9 @@ def test_a_shortcut_is_drawn_over_each_block_of_a_residual_network(browser: sync
                 sync_api.expect(page.get_by_role("img", name="9 shortcuts over the layers")).to_be_visible()
                 sync_api.expect(page.locator(".layer.chosen .head")).to_contain_text("A sum goes in here")
                 page.get_by_label("Show all 61 layers").check()
+                sync_api.expect(page).to_have_url(re.compile("&all=1"))  # it can be bookmarked
+                page.reload(wait_until="networkidle")
+                sync_api.expect(page.get_by_label("Show all 61 layers")).to_be_checked()
                 page.wait_for_function(
                     f"() => ({ends})([...document.querySelectorAll('path.shortcut')]).every(e => e[3] < 0)"
                 )

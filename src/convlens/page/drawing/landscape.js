@@ -18,7 +18,7 @@ const MANY = 24; // layers from which on only those that weigh or pool are shown
 export const sizeOf = (layer) => layer.output.join(" × ");
 const minor = (layer) => !/conv|pool|linear|input|softmax/i.test(layer.kind);
 
-export function landscape(run, run_index, { choose, more, failed }) {
+export function landscape(run, run_index, { choose, more, all, failed }) {
   const side = Math.max(...run.input.size);
   const list = h("ol", { class: "layers" });
   const threads = s("svg", { class: "threads", "aria-hidden": "true" });
@@ -215,14 +215,17 @@ export function landscape(run, run_index, { choose, more, failed }) {
   const placed = new ResizeObserver(() => requestAnimationFrame(bend)); // once the columns have their places, and new ones
   if (far.length) placed.observe(list);
   build();
-  const switcher = run.layers.length > MANY ? h("label", { class: "check" }, h("input", { type: "checkbox", checked: every, onchange: (event) => {
-    every = event.target.checked;
-    build();
-    if (shown.ref) show(shown);
-  } }), h("span", {}, say("inside.every", { count: run.layers.length }))) : null;
+  const box = h("input", { type: "checkbox", onchange: () => all(box.checked) });
+  const switcher = run.layers.length > MANY ? h("label", { class: "check" }, box, h("span", {}, say("inside.every", { count: run.layers.length }))) : null;
 
-  // { ref, off, look, base: the look with every channel on, layer, channel }
+  // { ref, off, look, base: the look with every channel on, layer, channel, every: whether minor layers are shown, too }
   function show(now) {
+    const whole = now.every || run.layers.length <= MANY;
+    if (every !== whole) {
+      every = box.checked = whole;
+      build();
+    }
+    if (now.layer !== shown.layer) reveal(now.layer); // it asks where things are: before anything is changed, which would have to be laid out for it
     const anew = now.look !== shown.look;
     shown = now;
     if (anew) {
@@ -233,13 +236,14 @@ export function landscape(run, run_index, { choose, more, failed }) {
     for (const entry of columns.values()) if (entry.near && entry.slots) fill(entry);
     press();
   }
-  return { element: h("div", { class: "landscape" }, scroller, far.length ? legend : "", apart, switcher), show, close: () => { watch.disconnect(); placed.disconnect(); },
-    reveal: (name) => {
-      const item = columns.get(name)?.item;
-      if (!item) return;
-      if (name === "softmax") return;
-      const last = columns.get("softmax").item, kept = getComputedStyle(last).position === "sticky" ? last.clientWidth : 0;
-      const wide = scroller.clientWidth - kept; // what the answer at the right edge does not cover
-      if (item.offsetLeft < scroller.scrollLeft || item.offsetLeft + item.clientWidth > scroller.scrollLeft + wide) scroller.scrollLeft = item.offsetLeft - wide / 2 + item.clientWidth / 2;
-    } };
+
+  function reveal(name) {
+    const item = columns.get(name)?.item;
+    if (!item || name === "softmax") return;
+    const last = columns.get("softmax").item, kept = getComputedStyle(last).position === "sticky" ? last.clientWidth : 0;
+    const wide = scroller.clientWidth - kept; // what the answer at the right edge does not cover
+    if (item.offsetLeft < scroller.scrollLeft || item.offsetLeft + item.clientWidth > scroller.scrollLeft + wide) scroller.scrollLeft = item.offsetLeft - wide / 2 + item.clientWidth / 2;
+  }
+
+  return { element: h("div", { class: "landscape" }, scroller, far.length ? legend : "", apart, switcher), show, close: () => { watch.disconnect(); placed.disconnect(); } };
 }

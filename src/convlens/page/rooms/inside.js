@@ -15,6 +15,7 @@ export function enter(place, params) {
   const land = landscape(run, index, {
     choose: (layer, channel) => change({ layer, channel, row: "", column: "", in: "", page: "" }),
     more: (layer) => { change({ layer, page: 1, row: "", column: "" }); below.querySelector(".sheet")?.scrollIntoView({ block: "center" }); },
+    all: (every) => change({ all: every ? 1 : "" }),
     failed,
   });
   const below = h("section", { class: "card operation", "aria-label": say("inside.operation") });
@@ -115,8 +116,7 @@ export function enter(place, params) {
       extra.stamp = base.stamp; // what is asked from here on is that network's
       if (now.channel === undefined || now.channel === "") now.channel = now.layer === "softmax" ? base.predicted : base.layers.find((layer) => layer.name === now.layer)?.order[0] ?? 0;
       now.channel = Number(now.channel);
-      land.reveal(now.layer); // it asks where things are: before anything is changed, which would have to be laid out for it
-      land.show({ extra, ref: now.ref, off: now.off, look, base, layer: now.layer, channel: now.channel });
+      land.show({ extra, ref: now.ref, off: now.off, look, base, layer: now.layer, channel: now.channel, every: now.all === "1" });
       const which = `${base.stamp} ${asked} ${now.layer} ${now.channel} ${now.in ?? ""} ${now.page ?? ""}`;
       if (opened?.which !== which) {
         const again = opened && opened.map === `${now.layer} ${now.channel}`; // the same map of another picture: no second show
