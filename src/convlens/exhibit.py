@@ -13,10 +13,11 @@ import io
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ WALKS = 1 << 26  # numbers of the walks that are kept, about 256 MiB
 PIXELS = 25_000_000  # of a picture that is given
 DRAWN = ("mnist", "mnist-5k")  # data sets whose images were prepared as digits.py does
 FOR, AGAINST = (255, 140, 0), (60, 140, 255)
+_Read = TypeVar("_Read")
 
 
 class Exhibit:
@@ -63,6 +65,7 @@ class Exhibit:
         self._walks: OrderedDict[tuple[str, str, str], Walk] = OrderedDict()
         self._uploads: OrderedDict[str, Tensor] = OrderedDict()
         self._heated: tuple[str, nn.Module] = "", model
+        self._read: dict[str, tuple[int, Any]] = {}  # of the run's files: when they were written, and what is in them
         self._unread = ""  # why the data could not be loaded
         self.asking = threading.RLock()
         self._loading, self._keeping, self._heating = threading.Lock(), threading.Lock(), threading.Lock()
@@ -104,11 +107,16 @@ class Exhibit:
         """What tells this run's data and, once it is finished, its network from all others: the first 12 digits of the
         sha256 of both, whatever the folder is called."""
         data = self.seen["sha256"][:12]
-        return f"{data}-{self._model_sha256[:12]}" if self.run.finished else f"{data}-{self.run.path.name}"
+        whole = self._of("model.safetensors", sha256_of) if self.run.finished else ""
+        return f"{data}-{whole[:12] or self.run.path.name}"
 
-    @cached_property
-    def _model_sha256(self) -> str:
-        return sha256_of(self.run.path / "model.safetensors")
+    def _of(self, name: str, read: Callable[[Path], _Read]) -> _Read:
+        """What `read` makes of a file of the run; anew only where another was written since."""
+        path = self.run.path / name
+        written = path.stat().st_mtime_ns if path.exists() else 0
+        if self._read.get(name, (None,))[0] != written:
+            self._read[name] = written, read(path)
+        return self._read[name][1]
 
     def network(self, epoch: int | None = None, at: str = "") -> Snapshot:
         """As it is now, read anew where the training has saved another; or of an epoch; or the very one whose stamp
@@ -188,11 +196,11 @@ class Exhibit:
             raise UserError(f"there is no split {name[:40]!r}: there are {there}")
         return found
 
-    @cached_property
+    @property
     def outcomes(self) -> Outcomes:
         """What the run said to its test set. Raises UserError where it is not finished."""
         _ = self.run.metrics
-        return read_outcomes(self.run.path / "predictions.csv", self.classes)
+        return self._of("predictions.csv", lambda path: read_outcomes(path, self.classes))
 
     def class_number(self, given: str) -> int:
         """A class by its name or number. Raises UserError where there is none."""
