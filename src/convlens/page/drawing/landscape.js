@@ -4,7 +4,7 @@
 
 import { ask, bytesOf, pictureOf } from "../fetching.js";
 import { bars } from "./bars.js";
-import { colour, paintBytes } from "./colours.js";
+import { colour, depicted } from "./colours.js";
 import { h, number, s } from "./elements.js";
 import { heightOf, jumps, stacked, weave } from "./shortcuts.js";
 import { kindOf, say } from "../words.js";
@@ -61,27 +61,29 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
     for (const curve of curves.children) curve.classList.toggle("near", here.includes(curve.dataset.to) || curve.dataset.from === shown.layer);
   }
 
+  // The place of a layer's maps, as large as they will be; they are made when it comes into view
   function slotsOf(layer) {
     const [height = 1, width = 1] = layer.output.length === 3 ? layer.output.slice(1) : [];
     const unit = layer.output.length < 3;
     const px = unit ? UNIT : Math.max(UNIT, Math.round(LARGEST * Math.sqrt(Math.max(height, width) / side)));
     const count = Math.min(layer.channels, unit ? UNITS : SHOWN);
     const gap = unit ? 4 : 6;
-    const across = Math.ceil(count / Math.floor(HEIGHT / (px + gap)));
+    const across = Math.ceil(count / Math.floor(HEIGHT / (px + gap))), down = Math.ceil(count / across);
     const box = h("div", { class: `maps${unit ? " units" : ""}`, role: "group", "aria-label": say("inside.maps", { kind: kindOf(layer.kind), size: sizeOf(layer) }) });
-    box.style.gridTemplateRows = `repeat(${Math.ceil(count / across)}, auto)`;
+    box.style.gridTemplateRows = `repeat(${down}, auto)`;
     box.style.setProperty("--px", `${px}px`);
-    const slots = Array.from({ length: count }, () => {
-      const canvas = unit ? null : h("canvas", { class: "pixels" });
-      const button = h("button", { class: unit ? "map unit" : "map", "aria-pressed": "false", tabindex: -1, onclick: () => button.dataset.channel && choose(layer.name, Number(button.dataset.channel)) }, canvas);
+    box.style.width = `${across * (px + gap) - gap}px`;
+    box.style.minHeight = `${down * (px * (unit ? 1 : height / width) + gap) - gap}px`;
+    const make = () => Array.from({ length: count }, (_, k) => {
+      const image = unit ? null : h("img", { class: "pixels", alt: "", decoding: "sync" }); // else it would go out while the next is decoded
+      const button = h("button", { class: unit ? "map unit" : "map", "aria-pressed": "false", tabindex: k ? -1 : 0, onclick: () => button.dataset.channel && choose(layer.name, Number(button.dataset.channel)) }, image);
       if (!unit) button.style.aspectRatio = `${width} / ${height}`;
-      return { button, canvas };
+      box.append(button);
+      return { button, image };
     });
-    box.append(...slots.map((slot) => slot.button));
-    if (slots[0]) slots[0].button.tabIndex = 0;
     const rest = layer.channels - count;
     const pager = rest > 0 ? h("button", { class: "more plain", "aria-label": say("inside.more.alt", { count: rest }), title: say("inside.more.alt", { count: rest }), onclick: () => more(layer.name) }, say("inside.more", { count: rest })) : null;
-    return { box: h("div", {}, box, pager), slots, unit };
+    return { box: h("div", {}, box, pager), make, unit };
   }
 
   async function fill(entry) {
@@ -111,7 +113,7 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
     const scores = new Map(ranked?.order.map((channel, i) => [channel, ranked.scores[i]]));
     const extent = Math.max(Math.abs(found.low), Math.abs(found.high), 1e-12);
     order.forEach(([channel, i], k) => {
-      const { button, canvas } = slots[k];
+      const { button, image } = slots[k];
       button.dataset.channel = channel;
       button.classList.toggle("off", silent.has(channel));
       const score = scores.get(channel);
@@ -121,7 +123,7 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
         const value = found.low + (bytes[i * size] / 255) * (found.high - found.low);
         button.style.backgroundColor = colour(value / extent);
       } else {
-        paintBytes(canvas, bytes.subarray(i * size, (i + 1) * size), height, width, found.low, found.high);
+        image.src = depicted(bytes.subarray(i * size, (i + 1) * size), height, width, found.low, found.high);
       }
     });
     press();
@@ -172,7 +174,9 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
     const column_ = columns.get(entry.target.dataset.name);
     column_.near = entry.isIntersecting;
     entry.target.classList.toggle("far", !entry.isIntersecting); // thousands of maps out of sight are not painted
-    if (entry.isIntersecting && column_.slots) fill(column_);
+    if (!entry.isIntersecting) return;
+    column_.slots ??= column_.make();
+    fill(column_);
   }), { root: scroller, rootMargin: "0px 400px" });
 
   function build() {
@@ -183,13 +187,13 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
       h("button", { class: "map picture", "aria-label": say("inside.input.alt"), onclick: () => choose("input", 0) }, picture));
     columns.set("input", first);
     for (const layer of layers) {
-      const { box, slots, unit } = slotsOf(layer);
-      columns.set(layer.name, { ...column(layer, box), slots, unit });
+      const { box, make, unit } = slotsOf(layer);
+      columns.set(layer.name, { ...column(layer, box), make, unit, slots: null });
     }
     const last = column({ name: "softmax", kind: "Softmax", output: [run.classes.length] }, h("div", { class: "answer" }, chart.element));
     columns.set("softmax", last);
     list.replaceChildren(...[...columns.values()].map((each) => each.item));
-    for (const each of columns.values()) if (each.slots) watch.observe(each.item);
+    for (const each of columns.values()) if (each.make) watch.observe(each.item);
     let columns_ = 0; // on the left of each gap, besides the picture
     spans = stacked(far, [0, ...run.layers.map(({ name }) => columns_ += columns.has(name))]);
     scroller.style.setProperty("--lane", `${heightOf(spans)}px`);
@@ -218,13 +222,16 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
   const box = h("input", { type: "checkbox", onchange: () => all(box.checked) });
   const switcher = run.layers.length > MANY ? h("label", { class: "check" }, box, h("span", {}, say("inside.every", { count: run.layers.length }))) : null;
 
-  // { ref, off, look, base: the look with every channel on, layer, channel, every: whether minor layers are shown, too }
+  function spread(whole) { // whether minor layers are shown, too
+    box.checked = whole;
+    if (every === (whole || run.layers.length <= MANY)) return;
+    every = !every;
+    build();
+    if (shown.ref) show({ ...shown, layer: "" }); // whose place is another now
+  }
+
+  // { ref, off, look, base: the look with every channel on, layer, channel }
   function show(now) {
-    const whole = now.every || run.layers.length <= MANY;
-    if (every !== whole) {
-      every = box.checked = whole;
-      build();
-    }
     if (now.layer !== shown.layer) reveal(now.layer); // it asks where things are: before anything is changed, which would have to be laid out for it
     const anew = now.look !== shown.look;
     shown = now;
@@ -245,5 +252,5 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
     if (item.offsetLeft < scroller.scrollLeft || item.offsetLeft + item.clientWidth > scroller.scrollLeft + wide) scroller.scrollLeft = item.offsetLeft - wide / 2 + item.clientWidth / 2;
   }
 
-  return { element: h("div", { class: "landscape" }, scroller, far.length ? legend : "", apart, switcher), show, close: () => { watch.disconnect(); placed.disconnect(); } };
+  return { element: h("div", { class: "landscape" }, scroller, far.length ? legend : "", apart, switcher), show, spread, close: () => { watch.disconnect(); placed.disconnect(); } };
 }

@@ -1,7 +1,7 @@
 // All maps of a wide layer, a page at a time, in the order of their effect.
 
 import { ask, bytesOf } from "../fetching.js";
-import { colour, paintBytes } from "./colours.js";
+import { colour, depicted } from "./colours.js";
 import { h, roving, within } from "./elements.js";
 import { change } from "../state.js";
 import { say } from "../words.js";
@@ -16,11 +16,11 @@ export function sheet({ layer, common, now }) {
     const bytes = bytesOf(found.data), [height, width] = found.size, extent = Math.max(Math.abs(found.low), Math.abs(found.high), 1e-12);
     maps.replaceChildren(...found.channels.map((channel, i) => {
       const unit = height * width === 1;
-      const canvas = unit ? null : h("canvas", { class: "pixels" });
+      const image = unit ? null : h("img", { class: "pixels", alt: "" });
       const button = h("button", { class: `map${unit ? " unit" : ""}`, "aria-pressed": String(channel === now.channel), "aria-label": say("channel", { channel }), title: say("channel", { channel }),
-        onclick: () => change({ channel, row: "", column: "", in: "" }) }, canvas);
+        onclick: () => change({ channel, row: "", column: "", in: "" }) }, image);
       if (unit) button.style.backgroundColor = colour((found.low + (bytes[i] / 255) * (found.high - found.low)) / extent);
-      else paintBytes(canvas, bytes.subarray(i * height * width, (i + 1) * height * width), height, width, found.low, found.high);
+      else image.src = depicted(bytes.subarray(i * height * width, (i + 1) * height * width), height, width, found.low, found.high);
       return button;
     }));
     roving(maps, "button");

@@ -98,6 +98,7 @@ export function enter(place, params) {
       key = "";
       return;
     }
+    land.spread(now.all === "1");
     if (!now.layer || !(["input", "softmax"].includes(now.layer) || run.layers.some((layer) => layer.name === now.layer))) {
       const first = run.layers.find((layer) => /conv/i.test(layer.kind)) ?? run.layers[0];
       now.layer = first.name;
@@ -116,7 +117,7 @@ export function enter(place, params) {
       extra.stamp = base.stamp; // what is asked from here on is that network's
       if (now.channel === undefined || now.channel === "") now.channel = now.layer === "softmax" ? base.predicted : base.layers.find((layer) => layer.name === now.layer)?.order[0] ?? 0;
       now.channel = Number(now.channel);
-      land.show({ extra, ref: now.ref, off: now.off, look, base, layer: now.layer, channel: now.channel, every: now.all === "1" });
+      land.show({ extra, ref: now.ref, off: now.off, look, base, layer: now.layer, channel: now.channel });
       const which = `${base.stamp} ${asked} ${now.layer} ${now.channel} ${now.in ?? ""} ${now.page ?? ""}`;
       if (opened?.which !== which) {
         const again = opened && opened.map === `${now.layer} ${now.channel}`; // the same map of another picture: no second show
