@@ -1,13 +1,13 @@
 """The page of `convlens open` in headless Chromium: how soon it is there, how soon a stroke is answered, and how smooth
 a walk through the network is.
 
-    python benchmarks/page.py RUN [--starts 5] [--moves 20] [--chromium FILE]
+    python benchmarks/page.py RUN [--starts 5] [--layers 20] [--moves 20] [--chromium FILE]
 
 RUN is of digits or other gray pictures, on which one draws, with its data in reach (CONVLENS_DATA). "first paint" is of
 a browser that has nothing cached, to the first content. "stroke" is from a movement of the pen on the pad to the frame
-after its probabilities stand in the page. The walk goes to every layer, lets the pointer move over its map, and where
-there is a window lets it slide. A long task is one that holds the page's thread for more than 50 ms, as the browser
-counts them.
+after its probabilities stand in the page. The walk builds the room, scrolls through the layers where they are more than
+the window shows, goes to the first of them, lets the pointer move over its map, and where there is a window lets it
+slide. A long task is one that holds the page's thread for more than 50 ms, as the browser counts them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--moves", type=int, default=20)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     given = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         print(f"first paint: {told(starts, 'ms')}; {size / 1e3:.0f} kB are loaded for it")
         page = entered.new_page()
         print(f"stroke: {told(strokes(page, home), 'ms')}")
-        for name, (frames, tasks) in walk(page, home, given.moves).items():
+        for name, (frames, tasks) in walk(page, home, given.layers, given.moves).items():
             late = sum(frame > 1.5 * 1000 / 60 for frame in frames) / len(frames)
             long = f"{len(tasks)} long tasks" + (f", the longest {max(tasks):.0f} ms" if tasks else "")
             print(f"{name}: {told([1000 / frame for frame in frames], 'frames/s')}; {late:.1%} late; {long}")
@@ -104,7 +105,7 @@ def strokes(page: Page, home: str) -> list[float]:
     return page.evaluate("window.answers")[5:]
 
 
-def walk(page: Page, home: str, moves: int) -> dict[str, tuple[list[float], list[float]]]:
+def walk(page: Page, home: str, layers: int, moves: int) -> dict[str, tuple[list[float], list[float]]]:
     """For each kind of step of the walk: milliseconds of its frames, and of its long tasks."""
     found: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -117,11 +118,20 @@ def walk(page: Page, home: str, moves: int) -> dict[str, tuple[list[float], list
         kept[0].extend(frames)
         kept[1].extend(tasks)
 
-    page.goto(f"{home}#/inside?ref=test:11", wait_until="networkidle")
     page.evaluate(FRAMES)
-    heads = page.locator(".layer .head")
-    heads.first.wait_for()
-    for place in range(heads.count()):
+    heads, scroller = page.locator(".layer .head"), page.locator(".scroller")
+    with measured("the room is built"):
+        page.goto(f"{home}#/inside?ref=test:3&all=1", wait_until="networkidle")
+        heads.first.wait_for()
+        page.wait_for_timeout(500)
+    if scroller.evaluate("it => it.scrollWidth > it.clientWidth"):
+        scroller.hover(position={"x": 300, "y": 200})
+        with measured(f"{heads.count()} columns scroll"):
+            for _ in range(4 * moves):
+                page.mouse.wheel(120, 0)
+                page.wait_for_timeout(16)
+            page.wait_for_timeout(300)
+    for place in range(min(layers, heads.count())):
         with measured("from layer to layer"):
             heads.nth(place).click()
             page.wait_for_load_state("networkidle")
