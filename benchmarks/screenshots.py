@@ -48,7 +48,14 @@ def opened(*runs: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "convlens", "open", *map(str, runs), "--no-browser"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        address = next(line.strip() for line in process.stderr if re.match(r"http://127\.0\.0\.1:\d+/\?ticket=", line))
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if re.match(r"http://127\.0\.0\.1:\d+/\?ticket=", line):
+                break
+        else:
+            sys.exit(f"convlens open gave no address: {''.join(said).strip()}")
+        address = said[-1].strip()
         try:
             yield address
         finally:
