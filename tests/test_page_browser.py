@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -210,6 +211,25 @@ def test_the_arithmetic_of_a_pixel_is_torchs(page: sync_api.Page, run: Run, laye
             assert terms[-3] + terms[-2] == pytest.approx(terms[-1], abs=2e-4)
             cells = page.locator(".sums .grid").nth(2).locator("span").all_inner_texts()
             assert sum(float(cell.replace("−", "-")) for cell in cells) == pytest.approx(terms[-3], abs=0.005 * 25)
+
+
+@pytest.mark.parametrize("layer", ["features.1", "features.2", "features.5"])  # rows of 28, 14 and 5 numbers
+def test_a_map_is_the_picture_of_its_numbers(page: sync_api.Page, run: Run, layer: str) -> None:
+    """Of numbers from 0 on: 0 is the scale's dark, the layer's largest its lightest, and more is never darker."""
+    at(page, f"inside?ref=test:11&layer={layer}")
+    output = walked(run, 11).step(layer).output.numpy()
+    for channel in (0, 3):
+        image = page.locator(f".layer[data-name='{layer}'] .map[data-channel='{channel}'] img")
+        kind, _, text = image.get_attribute("src").partition(";base64,")
+        assert kind == "data:image/bmp"
+        assert image.evaluate("it => [it.naturalHeight, it.naturalWidth]") == [*output.shape[1:]]
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert {*map(tuple, pixels[output[channel] == 0])} <= {(20, 24, 29)}
+        assert {*map(tuple, pixels[output[channel] == output.max()])} <= {(255, 243, 214)}
+        light = pixels.sum(2).flatten()[output[channel].flatten().argsort()]
+        assert (np.diff(light) >= -2).all()  # each of the three is rounded
+        assert light[-1] > light[0]
 
 
 def test_a_linear_unit_and_the_probabilities_are_told_in_numbers(page: sync_api.Page, run: Run) -> None:
