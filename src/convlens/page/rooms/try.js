@@ -12,7 +12,7 @@ const CHOICES = 18; // test images that are offered at a time
 export function enter(place, params) {
   const index = Number(params.run || 0), run = state.runs[index] ?? state.runs[0], extra = index ? { run: index } : {};
   const draws = run.input.channels === 1;
-  let ref = "", settle = 0, stream = null, waiting = false, busy = false, left = false;
+  let ref = "", settle = 0, stream = null, waiting = false, busy = false, frame = 0, left = false;
   const only = latest(), onlyHeat = latest();
 
   // The answer
@@ -122,13 +122,18 @@ export function enter(place, params) {
     }
     if (waiting) { waiting = false; drawn(); }
   }
-  const paper = draws ? pad({ label: say("try.pad"), changed: () => { hint.hidden = !paper.empty(); requestAnimationFrame(drawn); } }) : null;
+  const paper = draws ? pad({ label: say("try.pad"), changed: () => { hint.hidden = !paper.empty(); cancelAnimationFrame(frame); frame = requestAnimationFrame(drawn); } }) : null;
+
+  function unasked() { // a stroke that has not been asked about is not any more: another picture has come
+    cancelAnimationFrame(frame);
+    waiting = false;
+  }
 
   async function given(file) {
     if (!file) return;
     stopCamera();
     await guarded(async () => {
-      waiting = false;
+      unasked();
       const about = await upload(file, run.digits);
       note.textContent = say("try.given", { width: about.given.width, height: about.given.height, format: about.given.format ?? "" });
     });
@@ -172,7 +177,7 @@ export function enter(place, params) {
       return h("li", {}, h("button", { class: "picture", data: { ref: mine }, "aria-pressed": "false", onclick: () => {
         stopCamera();
         note.textContent = "";
-        waiting = false; // a stroke that has not been asked about is not any more
+        unasked();
         guarded(() => choose(mine, picture));
         change({ ref: mine }, true);
       } }, h("img", { class: "pixels", loading: "lazy", src: picture, alt: say("try.test.alt", { index: at }) })));
@@ -251,6 +256,7 @@ export function enter(place, params) {
     close: () => {
       left = true;
       stopCamera();
+      unasked();
       clearTimeout(settle);
       only(Promise.resolve()); // an answer on its way comes too late
       ref = "";
