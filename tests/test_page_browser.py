@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chromium import CHROMIUM
 from convlens import Recipe, Run, load
 from convlens.anatomy import Anatomy, dissect
 from convlens.operating import probabilities_of
@@ -23,7 +24,6 @@ from runs import fit_undrawn
 from strokes import DIGITS
 from test_open import started
 
-CHROMIUM = os.environ.get("CONVLENS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 AXE = os.environ.get("CONVLENS_AXE")  # axe.min.js of axe-core, from npm into a folder outside of the repository
 ROOMS = ["try", "inside", "mistakes", "playground", "training", "compare"]
 RECIPE = Recipe(epochs=5).override({"model.name": "lenet5", "optim.name": "adam", "optim.lr": 2e-3, "batch_size": 32})
@@ -44,14 +44,6 @@ def run(tmp_path_factory) -> Run:
 def second(tmp_path_factory) -> Run:
     recipe = RECIPE.override({"epochs": 1, "seed": 1})
     return fit_undrawn(recipe, load("mnist-5k", recipe), tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -715,6 +707,25 @@ def test_a_test_image_takes_the_place_of_a_drawing_on_its_way(page: sync_api.Pag
     draw(page, 1)
     sync_api.expect(note).to_be_empty()
     page.wait_for_url("**ref=up:*")
+
+
+def test_a_file_takes_the_place_of_a_stroke_of_the_same_moment(page: sync_api.Page) -> None:
+    """Between the stroke and the frame in which it would be asked about."""
+    at(page, "try")
+    page.evaluate(
+        """png => {
+            const files = new DataTransfer(), input = document.querySelector("input[type=file]");
+            const bytes = Uint8Array.from(atob(png), (byte) => byte.charCodeAt(0));
+            files.items.add(new File([bytes], "0.png", { type: "image/png" }));
+            document.querySelector("main").paper.draw([[[0.5, 0.2], [0.5, 0.8]]]);
+            input.files = files.files;
+            input.dispatchEvent(new Event("change"));
+        }""",
+        base64.b64encode(png(torch.eye(28)[None] * 255)).decode(),
+    )
+    sync_api.expect(page.locator(".given .small[role=status]")).to_contain_text("28 × 28")
+    page.wait_for_timeout(500)
+    sync_api.expect(page.locator(".given .small[role=status]")).to_contain_text("28 × 28")
 
 
 def test_what_is_rubbed_out_leaves_no_answer(page: sync_api.Page) -> None:

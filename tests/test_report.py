@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import importlib
 import io
 import json
 import logging
@@ -14,7 +13,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -49,7 +47,6 @@ from convlens.session import recipe_from
 from refusals import refused
 from runs import fit_undrawn
 
-CHROMIUM = "/usr/bin/chromium"
 browsed = pytest.mark.slow  # it takes seconds to start; one that is missing is a failure
 RECIPE = Recipe(
     name="quick",
@@ -661,15 +658,6 @@ def test_a_run_ends_with_its_report(convlens, tmp_path) -> None:
 def test_fit_writes_it_too(tmp_path) -> None:
     recipe = replace(RECIPE, epochs=1)
     assert (fit(recipe, load("mnist-5k", recipe, limit=300), tmp_path).path / "report.html").exists()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = importlib.import_module("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class _Tab:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -28,6 +27,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from chromium import CHROMIUM
 from convlens import Data, InputSpec, Predictor, Recipe, load, verify, webexport
 from convlens.images import preprocess
 from convlens.modelfile import ModelFile, save_model
@@ -37,12 +37,9 @@ from refusals import refused
 from runs import fit_undrawn
 from test_modelfile import make_file
 
-CHROMIUM = "/usr/bin/chromium"
 ORT = os.environ.get("CONVLENS_ORT_WEB", "")  # a folder that npm installed onnxruntime-web into, for these tests
 NODE = shutil.which("node")
-browsed = pytest.mark.skipif(
-    not (ORT and Path(CHROMIUM).exists()), reason=f"needs {CHROMIUM}, and onnxruntime-web in CONVLENS_ORT_WEB"
-)
+browsed = pytest.mark.skipif(not (ORT and CHROMIUM), reason="needs chromium, and onnxruntime-web in CONVLENS_ORT_WEB")
 pytestmark = pytest.mark.usefixtures("operators_read_once")
 FAKE = {name: b"nothing that runs" for name, _ in COPIED.values()}
 
@@ -411,15 +408,6 @@ def test_the_command_writes_what_verify_passes(convlens, tmp_path: Path) -> None
 
 
 # In a browser ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = importlib.import_module("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -76,34 +76,18 @@ def dissect(
     steps: list[Step] = []
     edges: list[GradientEdge | None] = []
     made: list[tuple[str, Tensor, _Mark]] = []
-    handles = []
-    for name, layer in leaves(model).items():
-        before, behind = _recorders(name, steps, edges, made)
-        handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
-
-    def called(name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
-        before, behind = _recorders(name, steps, edges, made)
-        before(layer, given)
-        out = compute()
-        behind(layer, given, out)
-        return out
-
-    try:
-        with (
-            evaluating(model),
-            uncompiled(),
-            torch.inference_mode(False),
-            torch.set_grad_enabled(effects),
-            switched_off(model, off or {}),
-        ):
-            # a clone with a gradient of its own: there is a graph also where the weights are frozen
-            pixels = as_input(model, image[None]).detach().clone().requires_grad_(effects)
-            made.append(("input", pixels, _mark(pixels)))
-            with Functions([*leaves(model).values()], called):
-                logits = model(pixels)[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        evaluating(model),
+        uncompiled(),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(effects),
+        switched_off(model, off or {}),
+    ):
+        # a clone with a gradient of its own: there is a graph also where the weights are frozen
+        pixels = as_input(model, image[None]).detach().clone().requires_grad_(effects)
+        made.append(("input", pixels, _mark(pixels)))
+        with followed(model, lambda name: _recorders(name, steps, edges, made)):
+            logits = model(pixels)[0]
     if effects:
         steps = _with_effects(steps, edges, logits)
     return Anatomy(tuple(steps), logits.detach().float().cpu())
@@ -165,6 +149,33 @@ def _silencer(name: str, channels: Sequence[int]) -> Callable[[nn.Module, Any, A
     return hook
 
 
+Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]
+
+
+@contextmanager
+def followed(model: nn.Module, of: Callable[[str], Hooks]) -> Iterator[None]:
+    """Inside the `with`, the hooks `of` a name run in front of the layer, or function, of that name and behind it."""
+    handles = []
+
+    def called(name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
+        before, behind = of(name)
+        before(layer, given)
+        out = compute()
+        behind(layer, given, out)
+        return out
+
+    found = leaves(model)
+    try:
+        for name, layer in found.items():
+            before, behind = of(name.removeprefix(INSIDE))
+            handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
+        with Functions([*found.values()], called):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that compute: those without layers inside, by their names in `layers_of`."""
     found = layers_of(model).items()
@@ -185,7 +196,7 @@ def _mark(values: Tensor) -> _Mark:
 
 def _recorders(
     name: str, steps: list[Step], edges: list[GradientEdge | None], made: list[tuple[str, Tensor, _Mark]]
-) -> tuple[Callable[..., None], Callable[..., None]]:
+) -> Hooks:
     """The hooks in front of a layer and behind it; in front, because a ReLU in place overwrites what it was given.
     `made` holds every step's output, so that no other comes to lie in its place."""
     given: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -196,10 +207,10 @@ def _recorders(
         given.append((_of_one(inputs), tuple(filter(None, found))))
 
     def behind(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        (image, sources), short = given.pop(), name.removeprefix(INSIDE)
-        again = sum(step.name.split("#")[0] == short for step in steps)
+        image, sources = given.pop()
+        again = sum(step.name.split("#")[0] == name for step in steps)
         text = formula(image.shape[1], *windows(layer)[0]) if isinstance(layer, WINDOWED) else ""
-        called, first = f"{short}#{again + 1}" if again else short, tensors(output)[0]
+        called, first = f"{name}#{again + 1}" if again else name, tensors(output)[0]
         steps.append(Step(called, layer, image, _of_one(output), text, sources=sources))
         made.append((called, first, _mark(first)))
         edges.append(get_gradient_edge(first) if first.requires_grad else None)

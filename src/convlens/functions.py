@@ -18,13 +18,9 @@ _BENT: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "hardtanh": nn.Hardtanh, "hardswish": nn.Hardswish,
     "hardsigmoid": nn.Hardsigmoid, "logsigmoid": nn.LogSigmoid,
 }  # fmt: skip # a name a line says no more
-_POOLED: dict[str, type[nn.Module]] = {
-    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
-    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
-    "mean": nn.AdaptiveAvgPool2d,
-    "amax": nn.AdaptiveMaxPool2d,
-}
-_LAID_OUT = {"flatten", "view", "reshape"}
+_ADAPTIVE = {"adaptive_avg_pool2d": nn.AdaptiveAvgPool2d, "adaptive_max_pool2d": nn.AdaptiveMaxPool2d}
+_WHOLE = {"mean": nn.AdaptiveAvgPool2d, "amax": nn.AdaptiveMaxPool2d}  # where they leave one number of each map
+_LAID_OUT = {"flatten", "view", "reshape"}  # where they leave one row
 
 # (its name, the layer that does the same, what it was given, the call itself) -> what the network gets for it
 Seen = Callable[[str, nn.Module, Tensor, Callable[[], Any]], Any]
@@ -61,18 +57,16 @@ class Functions(TorchFunctionMode):
         self._deep -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
-        given = tensors((args, kwargs))[:1]
-        if self._deep or not given or given[0].ndim < 2 or not given[0].is_floating_point():
+        kwargs, name = kwargs or {}, _name(func)
+        given = next(iter(tensors((args, kwargs))), None)
+        if self._deep or given is None or given.ndim < 2 or not given.is_floating_point():
             return func(*args, **kwargs)
-        if name in _LAID_OUT or name in ("mean", "amax"):  # it depends on what comes of them
-            out = func(*args, **kwargs)
-            layer = _laid_out(name, given[0], out)
-            return self._told(name, layer, given[0], lambda: out) if layer else out
         layer = as_layer(func, args, kwargs)
-        if layer is None:
-            return func(*args, **kwargs)
-        return self._told(name.removesuffix("_with_indices"), layer, given[0], lambda: func(*args, **kwargs))
+        if layer:
+            return self._told(name, layer, given, lambda: func(*args, **kwargs))
+        out = func(*args, **kwargs)
+        layer = _by_result(name, given, out)
+        return self._told(name, layer, given, lambda: out) if layer else out
 
     def _told(self, name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
         before = self._runs.get(name, 0)
@@ -82,7 +76,7 @@ class Functions(TorchFunctionMode):
 
 def as_layer(func: Any, args: Any, kwargs: dict[str, Any]) -> nn.Module | None:
     """The layer that does what an activation or pooling function does with these arguments; None for all others."""
-    name = getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")
+    name = _name(func)
     if name in _BENT:
         return _BENT[name]()
     if name in ("max_pool2d", "avg_pool2d"):
@@ -97,15 +91,19 @@ def as_layer(func: Any, args: Any, kwargs: dict[str, Any]) -> nn.Module | None:
         rest = dict(zip(("count_include_pad", "divisor_override"), args[5:], strict=False)) | kwargs
         counted, divisor = rest.get("count_include_pad", True), rest.get("divisor_override")
         return nn.AvgPool2d(kernel, stride, padding, high.ceil, counted, divisor)
-    if name in _POOLED:
-        return _POOLED[name](kwargs.get("output_size", args[1] if len(args) > 1 else 1))
+    if name in _ADAPTIVE:
+        return _ADAPTIVE[name](kwargs.get("output_size", args[1] if len(args) > 1 else 1))
     return None
 
 
-def _laid_out(name: str, given: Tensor, out: Any) -> nn.Module | None:
-    if not isinstance(out, Tensor) or out.shape[:1] != given.shape[:1]:
-        return None
-    if name in _POOLED:
-        whole = given.ndim == 4 and out.shape in (given.shape[:2], (*given.shape[:2], 1, 1))
-        return _POOLED[name](1) if whole else None
-    return nn.Flatten() if given.ndim > 2 and out.ndim == 2 else None
+def _by_result(name: str, given: Tensor, out: Any) -> nn.Module | None:
+    """The same of a function of which only what came out says whether it did what a layer does."""
+    if name in _WHOLE and given.ndim == 4 and out.shape in (given.shape[:2], (*given.shape[:2], 1, 1)):
+        return _WHOLE[name](1)
+    if name in _LAID_OUT and given.ndim > 2 and out.ndim == 2 and len(out) == len(given):
+        return nn.Flatten()
+    return None
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")

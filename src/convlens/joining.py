@@ -3,7 +3,7 @@ gate is multiplied. No layer does it, so no hook sees it: the tensors are follow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .anatomy import leaves
+from .anatomy import Hooks, followed
 from .evaluation import evaluating
-from .explain import INSIDE, as_input, uncompiled
-from .functions import Functions
+from .explain import as_input, uncompiled
 from .receptive import overwritten, tensors
 
 HOW = {
@@ -49,19 +48,11 @@ def joins(model: nn.Module, image: Tensor) -> dict[str, Join]:
     layer's input. So a ResNet has one join a block, whether its layers read the sum as it is or behind a function.
     """
     following = _Following()
-    handles = []
-    for name, layer in leaves(model).items():
-        before, behind = following.at(name.removeprefix(INSIDE))
-        handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
-    try:
-        with evaluating(model), uncompiled(), torch.no_grad():
-            pixels = as_input(model, image[None]).clone()
-            following.values[pixels] = _Value(Part("input"))
-            with following, Functions([*leaves(model).values()], following.called):
-                model(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), uncompiled(), torch.no_grad():
+        pixels = as_input(model, image[None]).clone()
+        following.values[pixels] = _Value(Part("input"))
+        with following, followed(model, following.at):
+            model(pixels)
     return following.found
 
 
@@ -82,7 +73,7 @@ class _Following(TorchFunctionMode):
         self.values = WeakTensorKeyDictionary()
         self._runs: dict[str, int] = {}
 
-    def at(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    def at(self, name: str) -> Hooks:
         """The hooks in front of a layer and behind it."""
 
         def before(_layer: nn.Module, inputs: Any) -> None:
@@ -103,13 +94,6 @@ class _Following(TorchFunctionMode):
             return name if self._runs[name] == 1 else f"{name}#{self._runs[name]}"
 
         return before, behind
-
-    def called(self, name: str, layer: nn.Module, given: Tensor, compute: Callable[[], Any]) -> Any:
-        before, behind = self.at(name)
-        before(layer, given)
-        out = compute()
-        behind(layer, given, out)
-        return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")

@@ -19,7 +19,7 @@ from . import markup
 from .evaluation import evaluating
 from .explain import as_input, layers_of, uncompiled
 from .flops import FlopCount
-from .models.sizes import WINDOWED, Window, formula, windows
+from .models.sizes import WINDOWED, Window, formula, in_cells, windows
 from .receptive import Fields, slides, tensors
 
 ITSELF = "(model)"  # what a row is called whose work is done by the model and none of its layers
@@ -190,10 +190,9 @@ class _Pass(TorchFunctionMode):
         given, made = tensors(inputs), tensors(out)
         old = {tensor.untyped_storage().data_ptr() for tensor in given}
         new = {t.untyped_storage().data_ptr(): t for t in made}
-        texts, cells = ["", ""], ["", "", "", ""]
+        texts, cells = ["", ""], in_cells(slide)
         if slide:
             texts = [formula(n, *window) for n, window in zip(given[0].shape[2:], slide, strict=True)]
-            cells = [f"{h:g}" if h == w else f"{h:g}x{w:g}" for h, w in list(zip(*slide, strict=True))[:4]]
         field = self.fields.of(made[0] if made else None)
         self._macs += macs
         self.rows.append(

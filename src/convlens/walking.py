@@ -21,7 +21,7 @@ from .errors import UserError, unknown
 from .explain import INSIDE, layers_of
 from .images import InputSpec
 from .joining import Join, joins
-from .models.sizes import WINDOWED, formula, windows
+from .models.sizes import WINDOWED, formula, in_cells, windows
 from .summary import LayerRow, summarize
 
 TOLD = 64  # channels of a layer, input channels of a filter, connections of a unit: the strongest
@@ -78,7 +78,6 @@ def _layer(step: Step, rows: dict[str, list[LayerRow]], join: Join | None) -> di
     runs, which = rows.get(name, []), int(again or 1) - 1
     row = runs[which] if which < len(runs) else None  # a layer without numbers of its own may have none, a function has
     slide = windows(step.layer) if isinstance(step.layer, WINDOWED) else None
-    cells = [f"{h:g}" if h == w else f"{h:g}x{w:g}" for h, w in [*zip(*slide, strict=True)][:4]] if slide else [""] * 4
     wide = formula(step.input.shape[-1], *slide[1]) if slide else ""
     return {
         "name": step.name,
@@ -93,7 +92,7 @@ def _layer(step: Step, rows: dict[str, list[LayerRow]], join: Join | None) -> di
         "parameters": row.parameters if row else 0,
         "macs": row.macs if row else 0,
         "receptive_field": row.receptive_field if row else None,
-        **dict(zip(("kernel", "stride", "padding", "dilation"), cells, strict=True)),
+        **dict(zip(("kernel", "stride", "padding", "dilation"), in_cells(slide), strict=True)),
         "groups": getattr(step.layer, "groups", 1) if slide else 1,
         "padding_mode": getattr(step.layer, "padding_mode", ""),
         "activation": step.kind in ACTIVATIONS,

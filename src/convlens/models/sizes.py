@@ -67,6 +67,13 @@ def windows(layer: Windowed) -> tuple[Window, Window]:
     return Window(*high), Window(*wide)
 
 
+def in_cells(slide: tuple[Window, Window] | None) -> list[str]:
+    """Kernel, stride, padding and dilation in words: `3`, or `5x3` where height and width differ; empty without one."""
+    if slide is None:
+        return [""] * 4
+    return [f"{high:g}" if high == wide else f"{high:g}x{wide:g}" for high, wide in [*zip(*slide, strict=True)][:4]]
+
+
 def check_fits(layer: Windowed, name: str, size: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) that `layer` makes of `size`.
 

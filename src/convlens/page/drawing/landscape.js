@@ -219,11 +219,11 @@ export function landscape(run, run_index, { choose, more, all, failed }) {
   const placed = new ResizeObserver(() => requestAnimationFrame(bend)); // once the columns have their places, and new ones
   if (far.length) placed.observe(list);
   build();
-  const box = h("input", { type: "checkbox", onchange: () => all(box.checked) });
-  const switcher = run.layers.length > MANY ? h("label", { class: "check" }, box, h("span", {}, say("inside.every", { count: run.layers.length }))) : null;
+  const check = h("input", { type: "checkbox", onchange: () => all(check.checked) });
+  const switcher = run.layers.length > MANY ? h("label", { class: "check" }, check, h("span", {}, say("inside.every", { count: run.layers.length }))) : null;
 
   function spread(whole) { // whether minor layers are shown, too
-    box.checked = whole;
+    check.checked = whole;
     if (every === (whole || run.layers.length <= MANY)) return;
     every = !every;
     build();
