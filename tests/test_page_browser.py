@@ -776,8 +776,8 @@ def test_without_its_data_no_room_shows_what_is_not_there(
         page.goto(address)
         for room in ROOMS:
             page.goto(address.partition("?")[0] + f"#/{room}", wait_until="networkidle")
+            sync_api.expect(page.get_by_text("on this disk").first, room).to_be_visible()
             page.wait_for_timeout(300)
-            assert page.get_by_text("on this disk").first.is_visible(), room
             shown = "it => it.checkVisibility() && it.currentSrc && it.complete"
             broken = f"[...document.images].filter({shown}).filter(it => !it.naturalWidth).length"
             assert page.evaluate(broken) == 0, room
