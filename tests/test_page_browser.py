@@ -503,8 +503,8 @@ def test_a_phone_shows_every_room_without_scrolling_sideways(context: sync_api.B
     page.set_viewport_size({"width": 390, "height": 844})
     with watched(page):
         at(page, room)
+        sync_api.expect(page.get_by_role("heading", level=1)).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.get_by_role("heading", level=1).is_visible()
     page.close()
 
 
