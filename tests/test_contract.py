@@ -47,23 +47,24 @@ def write(spec: DatasetSpec, root: Path) -> DatasetSpec:
 
 
 PAIRS = [
-    *((name, "lenet5") for name in DATASETS),
+    *((name, "lenet5", 1) for name in DATASETS),
     *(
-        pytest.param("cifar10", model, marks=pytest.mark.slow if model == "resnet18" else ())  # 11 million weights
+        pytest.param("cifar10", model, 1, marks=pytest.mark.slow if model == "resnet18" else ())  # 11 million weights
         for model in MODELS
         if model != "lenet5"
     ),
+    ("cifar10", "lenet5", 2),
 ]
 
 
-@pytest.mark.parametrize(("name", "model"), PAIRS)
-def test_from_files_to_an_explained_model(name: str, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "model", "members"), PAIRS)
+def test_from_files_to_an_explained_model(name: str, model: str, members: int, tmp_path: Path) -> None:
     spec = DATASETS[name]
     recipe = Recipe(
         epochs=1,
         batch_size=16,
         device="cpu",
-        model=ModelConfig(model),
+        model=ModelConfig(model, args={"members": members}),
         optim=OptimConfig("adam", 1e-3),
         augment=AugmentConfig(flip=True, shift=1, cutout=3),
     ).override({"data.val": 0.25})

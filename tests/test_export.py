@@ -33,12 +33,15 @@ COLOURS = [
     for channels in (1, 3)
     for often in [name == "lenet5" or (channels == 3 and name not in ("resnet9", "resnet18"))]
 ]
+TOGETHER = {"widths": [4, 6], "convs": 1, "members": 3}
 
 
-@pytest.mark.parametrize(("name", "channels"), COLOURS)
-def test_onnx_says_what_the_network_says(name: str, channels: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "channels", "args"), [*(pytest.param(*p.values, {}, marks=p.marks) for p in COLOURS), ("vgg", 3, TOGETHER)]
+)
+def test_onnx_says_what_the_network_says(name: str, channels: int, args: dict, tmp_path: Path) -> None:
     spec = InputSpec((28, 32), channels)
-    file, path = make_file(name, spec), tmp_path / "model.onnx"
+    file, path = make_file(name, spec, args=args), tmp_path / "model.onnx"
     path.write_bytes(export_onnx(file))
     opened = load_onnx(path)
     assert opened.manifest == file.manifest
@@ -85,6 +88,7 @@ NETWORKS = [
     *(pytest.param(name, {}, marks=pytest.mark.slow if name == "resnet18" else ()) for name in MODELS),
     *(("lenet5", {"norm": norm, "pooling": "max", "activation": "sigmoid"}) for norm in ("batch", "local-response")),
     *(("lenet5", {"activation": kind}) for kind in ("tanh", "relu")),
+    ("lenet5", {"members": 2}),
     *(("speednet", {"widths": [4, 6], "activation": kind, "head": "flat"}) for kind in ("relu", "silu")),
 ]
 

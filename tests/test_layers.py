@@ -9,7 +9,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "convlens"
 LAYERS = [
-    ["errors", "markup", "files", "device", "shortcuts", "distributed", "download"],
+    ["errors", "markup", "files", "device", "distributed", "download"],
     [
         "recipe",
         "recipes",
@@ -23,7 +23,19 @@ LAYERS = [
         "listing",
         "cache",
     ],
-    ["colour", "augment", "corruptions", "splits", "pictures", "data", "models", "muon", "optim", "graphs"],
+    [
+        "colour",
+        "augment",
+        "corruptions",
+        "splits",
+        "pictures",
+        "data",
+        "models",
+        "shortcuts",
+        "muon",
+        "optim",
+        "graphs",
+    ],
     [
         "flops",
         "steps",

@@ -72,10 +72,10 @@ def saved(tmp_path: Path) -> tuple[ModelFile, Path]:
     return file, tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_round_trip(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "args"), [*((name, {}) for name in MODELS), ("lenet5", {"members": 3})])
+def test_round_trip(name: str, args: dict[str, Any], tmp_path: Path) -> None:
     spec = InputSpec((28, 32), 3)
-    file, path = make_file(name, spec), tmp_path / "model.safetensors"
+    file, path = make_file(name, spec, args=args), tmp_path / "model.safetensors"
     save_model(path, file)
     state = torch.get_rng_state()
     loaded = load_model(path)

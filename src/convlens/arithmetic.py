@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import Step
 from .errors import UserError
+from .models.ensemble import Mean
 from .models.normalize import Normalize
 from .models.sizes import Windowed, windows
 
@@ -116,6 +117,12 @@ def _linear(layer: nn.Linear, image: Tensor, at: tuple[int, ...], _step: Step) -
     return Arithmetic("linear", (given * weights).sum().item() + bias, given, weights, bias)
 
 
+def _mean_of_members(_layer: Mean, rows: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
+    """As a linear unit with a connection to each member, all of one weight."""
+    given = rows[:, at[0]]
+    return Arithmetic("linear", given.mean().item(), given, torch.full_like(given, 1 / len(given)))
+
+
 def _batch_norm(layer: nn.BatchNorm2d, image: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
     if layer.running_mean is None or layer.running_var is None:  # that of the image itself
         return _standardised(layer, image, at, image[at[0]])
@@ -182,6 +189,7 @@ _KINDS: dict[Any, Callable[[Any, Tensor, tuple[int, ...], Step], Arithmetic]] = 
     nn.LayerNorm: _layer_norm,
     Normalize: _normalize,
     nn.Flatten: _flatten,
+    Mean: _mean_of_members,
 }
 
 

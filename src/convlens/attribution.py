@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from . import markup
 from .errors import UserError, unknown
 from .evaluation import evaluating
-from .explain import NO_GRADIENT, grad_cam_layer, gradient_reaches, layers_of, uncompiled
+from .explain import NO_GRADIENT, grad_cam_layer, gradient_reaches, in_every_member, layers_of, uncompiled
 from .models.normalize import Normalize
 
 AT_ONCE = 32, 1 << 20  # images in one pass of the methods that need many, and their pixels and channels
 USUAL = ("grad-cam", "integrated-gradients", "occlusion")  # one by a layer's maps, one by gradients, one by covering
+EVERY = "members.*."
 COLOURS = ("mean", "black", "white")
 
 
@@ -93,7 +94,8 @@ def attribute(
     - `grad-cam`: the maps of `layer`, each with the weight of its mean gradient (Selvaraju et al., arXiv:1610.02391);
       below zero cut off, but not with `against`, where what speaks for the other class is half of the answer. Without
       `layer` the last layer to run with maps as fine as those of the last convolution whose maps have more than one
-      pixel. Of the names in a model of ours `network.` may be left out.
+      pixel; of an ensemble that of every member, `members.*.features.9`, whose maps are summed. Of the names in a model
+      of ours `network.` may be left out.
     - `occlusion`: the fall of the score while a square of `window` pixels is covered with `baseline`, moved by half of
       its side (Zeiler and Fergus, arXiv:1311.2901); by default an eighth of the image's shorter side.
 
@@ -135,9 +137,9 @@ def attribute(
             if this == other:
                 name = classes[this] if classes else this
                 raise UserError(f"class {name} cannot be held against itself: name another, or the class to explain")
-            at = grad_cam_layer(model, image, layer) if method == "grad-cam" else None
+            at, names = _layers(model, image, layer) if method == "grad-cam" else (None, [])
             asked = _Asked(
-                layer=layers_of(model)[at] if at else None,
+                layers=[layers_of(model)[name] for name in names],
                 contrast=other is not None,
                 baseline=baseline_of(model, image, baseline),
                 steps=steps,
@@ -210,7 +212,7 @@ def baseline_of(model: nn.Module, image: Tensor, colour: str | Tensor = "mean") 
 class _Asked:
     """What the methods need beside the score and the image."""
 
-    layer: nn.Module | None
+    layers: list[nn.Module]
     contrast: bool
     baseline: Tensor
     steps: int
@@ -233,6 +235,12 @@ def _at_once(image: Tensor) -> int:
     return max(min(AT_ONCE[0], AT_ONCE[1] // image.numel()), 1)
 
 
+def _layers(model: nn.Module, image: Tensor, asked: str | None) -> tuple[str, list[str]]:
+    """What Grad-CAM looks at, under one name, and the names of its layers."""
+    at = grad_cam_layer(model, image, asked and asked.replace(EVERY, "members.0."))
+    return in_every_member(model, at) if asked is None or EVERY in asked else (at, [at])
+
+
 def _saliency(attr: Any, score: _Score, image: Tensor, _asked: _Asked) -> _Found:
     return attr.Saliency(score).attribute(image.requires_grad_()), {}
 
@@ -253,8 +261,9 @@ def _integrated_gradients(attr: Any, score: _Score, image: Tensor, asked: _Asked
 
 
 def _grad_cam(attr: Any, score: _Score, image: Tensor, asked: _Asked) -> _Found:
-    cam = attr.LayerGradCam(score, asked.layer)
-    return cam.attribute(image.requires_grad_(), relu_attributions=not asked.contrast), {"relu": not asked.contrast}
+    image.requires_grad_()
+    values = sum(attr.LayerGradCam(score, layer).attribute(image) for layer in asked.layers)
+    return values if asked.contrast else F.relu(values), {"relu": not asked.contrast}
 
 
 def _occlusion(attr: Any, score: _Score, image: Tensor, asked: _Asked) -> _Found:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .evaluation import LARGEST, evaluating
 from .explain import as_input, uncompiled
+from .models.ensemble import members_of
 from .splits import Split
 
 
@@ -31,31 +32,36 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     without gradients; the model is left as it was.
 
     The features are what goes into the linear layer that runs last; in a network without linear layers, into the
-    convolution that runs last. Maps and tokens are averaged over their places.
+    convolution that runs last. Maps and tokens are averaged over their places. Those of an ensemble's members stand
+    side by side.
 
     Raises:
         UserError: a network that has neither.
     """
-    linear = any(isinstance(layer, nn.Linear) for layer in model.modules())
-    kind = nn.Linear if linear else nn.Conv2d
-    last: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda _, x: last.__setitem__(slice(None), [x[0]]))
-        for layer in model.modules()
-        if isinstance(layer, kind)
-    ]
+    last: dict[int, Tensor] = {}  # by member
+    handles = []
+    for place, member in enumerate(members := members_of(model)):
+        kind = nn.Linear if any(isinstance(layer, nn.Linear) for layer in member.modules()) else nn.Conv2d
+        for layer in member.modules():
+            if isinstance(layer, kind):
+                handles.append(layer.register_forward_pre_hook(lambda m, x, n=place: last.update({n: _row(m, x[0])})))
     try:
         with evaluating(model), uncompiled(), torch.no_grad():
             logits = model(as_input(model, images))
     finally:
         for handle in handles:
             handle.remove()
-    if not last:
+    if len(last) < len(members):
         raise UserError("this network has no linear layer and no convolution: there is nothing to take for features")
-    features = last[0].float()
+    return torch.cat([last[place] for place in range(len(members))], 1).cpu(), logits.float().cpu()
+
+
+def _row(layer: nn.Module, given: Tensor) -> Tensor:
+    """(N, D) of what a layer is given, maps and tokens averaged over their places."""
+    features = given.float()
     if features.ndim > 2:
-        features = features.flatten(1, -2).mean(1) if linear else features.flatten(2).mean(2)
-    return features.cpu(), logits.float().cpu()
+        return features.flatten(1, -2).mean(1) if isinstance(layer, nn.Linear) else features.flatten(2).mean(2)
+    return features
 
 
 def features_of(model: nn.Module, split: Split, places: Tensor | None = None) -> tuple[Tensor, Tensor]:

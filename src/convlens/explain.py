@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only  # torch has no public name for it
 from . import markup
 from .errors import UserError, nearest, unknown
 from .evaluation import evaluating
+from .models.ensemble import Ensemble, members_of
 from .models.sizes import WINDOWED, formula, windows
 
 INSIDE = "network."  # what the names of layers begin with in a model of ours; tables leave it out
@@ -185,6 +186,16 @@ def grad_cam_layer(model: nn.Module, image: Tensor, layer: str | None = None) ->
         raise UserError(f"layer {layer!r} takes no part in this network's answer; {hint}")
     shape = tuple(outputs[layer].shape) if isinstance(outputs[layer], Tensor) else type(outputs[layer]).__name__
     raise UserError(f"layer {layer!r} has no maps of more than one pixel, its output is {shape}; {hint}")
+
+
+def in_every_member(model: nn.Module, name: str) -> tuple[str, list[str]]:
+    """The layers of an ensemble that stand where `name` stands in its member, with the one name for all of them,
+    `members.*.features.10`; of another layer itself alone."""
+    start = next((f"{each}.members." for each, layer in layers_of(model).items() if isinstance(layer, Ensemble)), None)
+    if start is None or not name.startswith(start):
+        return name, [name]
+    rest = name.removeprefix(start).partition(".")[2]
+    return f"{start}*.{rest}", [f"{start}{number}.{rest}" for number in range(len(members_of(model)))]
 
 
 def _has_maps(output: Any) -> bool:

@@ -56,7 +56,7 @@ def model_card(run: Run) -> str:
     spec = DATASETS.get(data["name"]) if not data["folder"] else None
     file = _model_file(run)
     hub = HUB.get(data["name"]) if spec else None
-    own = own_code(recipe.model.name)
+    own, members = own_code(recipe.model.name), recipe.model.args.get("members", 1)
     begun = recipe.model.name if ":" in recipe.model.name and recipe.model.args.get("pretrained", True) else ""
     values = _without_paths({key: value for key, value in recipe.to_dict().items() if key != "note"})
     toml = tomli_w.dumps(values).strip()
@@ -66,7 +66,9 @@ def model_card(run: Run) -> str:
     classes = [row["name"] for row in test["classes"]]
     environment = templates(keep_trailing_newline=True)  # which escape no Markdown: `plain` and `yaml` do
     environment.filters |= {"plain": plain, "yaml": yaml, "percent": lambda share: f"{100 * share:.2f} %"}
-    text = environment.get_template("card.md").render(
+    text = environment.get_template(
+        "card.md"
+    ).render(
         aim=_reachable(file["calibration"]["curve"]),
         again=_printable(shlex.join(words)),
         begun=begun if begun.startswith(("timm:", "torchvision:")) else "",
@@ -85,6 +87,7 @@ def model_card(run: Run) -> str:
         input=file["input"],
         interval=_interval(test["confusion"]),
         least=LEAST,
+        members=members if isinstance(members, int) else 1,  # a builder of one's own may mean anything by it
         model=recipe.model.name,
         most=counts[0] if counts else None,
         name=run.path.resolve().name,

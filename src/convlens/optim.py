@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .models.ensemble import members_of
 from .models.transfer import head_of
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
@@ -90,32 +91,38 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def body_of(model: nn.Module) -> list[nn.Parameter]:
-    """What learns in front of the last layer that has weights."""
-    head = {id(p) for p in head_of(model).parameters()}
+    """What learns in front of the last layer that has weights; of an ensemble, in front of each member's."""
+    head = {id(p) for member in members_of(model) for p in head_of(member).parameters()}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in head]
 
 
 def freezable(model: nn.Module, config: OptimConfig) -> list[list[nn.Parameter]]:
     """What each share in `config.freeze` freezes: the first convolution that learns with all that comes before the
-    second, then the second, and so on. First layers settle first, and a step is shorter without their gradients
-    (FreezeOut: Brock et al., arXiv:1706.04983).
+    second, then the second, and so on; of an ensemble each member's. First layers settle first, and a step is shorter
+    without their gradients (FreezeOut: Brock et al., arXiv:1706.04983).
 
     Raises:
         UserError: no convolution would be left to learn.
     """
-    layers: list[list[nn.Parameter]] = []
-    before: list[nn.Parameter] = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
-            layers.append(before)
-            before = []
-        (layers[-1] if layers else before).extend(p for p in module.parameters(recurse=False) if p.requires_grad)
+    of_members = [_by_convolution(member) for member in members_of(model)]
+    layers = [[p for part in parts for p in part] for parts in zip(*of_members, strict=True)]
     if config.freeze and len(config.freeze) >= len(layers):
         raise UserError(
             f"optim.freeze has {len(config.freeze)} shares, but the model has {len(layers)} convolutions that learn, "
             "and the last is not frozen"
         )
     return layers[: len(config.freeze)]
+
+
+def _by_convolution(network: nn.Module) -> list[list[nn.Parameter]]:
+    layers: list[list[nn.Parameter]] = []
+    before: list[nn.Parameter] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+            layers.append(before)
+            before = []
+        (layers[-1] if layers else before).extend(p for p in module.parameters(recurse=False) if p.requires_grad)
+    return layers
 
 
 def hold(body: list[nn.Parameter], layers: list[list[nn.Parameter]], frozen: int, only_head: bool) -> None:
@@ -127,11 +134,12 @@ def hold(body: list[nn.Parameter], layers: list[list[nn.Parameter]], frozen: int
 
 
 def train_mode(model: nn.Module, only_head: bool) -> None:
-    """Put the model in training mode, or with `only_head` its last layer alone: what lies before it then computes as in
-    evaluation. Frozen features that change with the batch, and whose running statistics move, would not be the ones
-    that were pretrained (so Keras too: keras.io/guides/transfer_learning)."""
+    """Put the model in training mode, or with `only_head` its last layer alone (of an ensemble every member's): what
+    lies before it then computes as in evaluation. Frozen features that change with the batch, and whose running
+    statistics move, would not be the ones that were pretrained (so Keras too: keras.io/guides/transfer_learning)."""
     model.train(not only_head)
-    head_of(model).train()
+    for member in members_of(model):
+        head_of(member).train()
 
 
 def schedule(config: OptimConfig, t: float) -> float:

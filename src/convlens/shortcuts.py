@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .models.ensemble import Ensemble
+
 WIDEST = 8  # pixels: above it, laying images side by side costs as much as it saves
 IN_A_ROW = 8  # images; more gained nothing
 
@@ -30,8 +32,12 @@ def shortcut(model: nn.Module) -> nn.Module:
     both orders give the larger of zero and the window's largest value, and its gradient to the same pixel. The largest
     value of a whole map is pooled by the kernels of windows, which need no atomic additions on a GPU. Behind
     `nn.Flatten` the gradient is brought into the memory layout of the feature maps, once and not in every layer below.
-    Modules with hooks stay where they are. Anything but `nn.Sequential` is taken as it is.
+    Modules with hooks stay where they are. Anything but `nn.Sequential` and `Ensemble` is taken as it is.
     """
+    if type(model) is Ensemble and not hooked(model):
+        view = Ensemble([shortcut(member) for member in model.members])
+        view.training = model.training  # of this one alone: those within may have other modes
+        return view
     if type(model) is not nn.Sequential or hooked(model):
         return model
     layers = [shortcut(layer) for layer in model]

@@ -30,6 +30,7 @@ from .device import Timer, pick_device, pick_precision  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .flops import forward_flops, training_flops  # noqa: E402
+from .models.ensemble import members_of  # noqa: E402
 from .optim import body_of, freezable, hold  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 from .run import make_model  # noqa: E402
@@ -116,7 +117,8 @@ def run_flops(recipe: Recipe, data: Data) -> int:
         key = height, width, frozen_layers(recipe, epoch, step, steps), epoch <= recipe.optim.head_epochs
         if key not in counted:
             hold(body, layers, *key[2:])
-            images, labels = data.train.at(slice(2))[:, :, :height, :width], data.train.labels[:2]
+            some = slice(2 * len(members_of(model)))  # two for each: with fewer, all members learn from all
+            images, labels = data.train.at(some)[:, :, :height, :width], data.train.labels[some]
             counted[key] = training_flops(model, images, labels)
         total += counted[key] * min(recipe.batch_size, len(data.train) - step * recipe.batch_size)
     return total

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UserError, unknown
 from .articles import cnn_cifar10, cnn_mnist, deepcnn_mnist
+from .ensemble import MOST, Ensemble, members_of
 from .lenet import lenet5
 from .limits import at_most, without_memory
 from .normalize import Normalize
@@ -73,6 +74,9 @@ def build(
     nn.Module that takes float images. Without `mean` and `std` the pixels are scaled to 0..1. `seed` decides the
     weights.
 
+    Every network takes the argument `members` beside its own: so many of them, with different weights, answer together
+    (`Ensemble`), their names being `members.0`, `members.1` and so on.
+
     `timm:NAME` and `torchvision:NAME` are networks of those packages (`transfer`): they keep the mean and std of the
     pictures that they were trained on, and meet a gray image as one of three equal channels. Their weights are fetched
     where neither `args` nor `pretrained` say no; False is for who puts other weights in anyway.
@@ -84,7 +88,7 @@ def build(
     with _seeded(seed):
         network = _fitting(name, builder, inside, classes, size, args)
     if is_transfer(name):
-        mean, std = statistics(name, network)
+        mean, std = statistics(name, members_of(network)[0])
     return channels_last(_behind(Normalize(mean or (0.0,) * channels, std or (1.0,) * channels, channels), network))
 
 
@@ -184,22 +188,27 @@ def _wanted(
     builder, args = find_builder(name), args or {}
     _check_args(name, builder, args)
     if is_transfer(name):
-        return builder, 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
+        channels, args = 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
+    if "members" in args and "members" not in inspect.signature(builder).parameters:  # a builder's own wins
+        args = dict(args)
+        return _several(builder, args.pop("members")), channels, args
     return builder, channels, args
+
+
+def _several(builder: Builder, members: Any) -> Builder:
+    if type(members) is not int or not 1 <= members <= MOST:
+        raise UserError(f"members must be a whole number from 1 to {MOST}, not {members!r:.40}")
+    return builder if members == 1 else lambda **given: Ensemble([builder(**given) for _ in range(members)])
 
 
 def _check_args(name: str, builder: Builder, args: dict[str, Any]) -> None:
     parameters = inspect.signature(builder).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    allowed = [p for p in parameters if p not in ("channels", "classes", "size")]
+    allowed = [*(p for p in parameters if p not in ("channels", "classes", "size")), "members"]
     for key in args:
         if key not in allowed:
-            raise (
-                unknown(f"argument of the model {name}", key, allowed)
-                if allowed
-                else UserError(f"the model {name} takes no arguments, {key!r} was given")
-            )
+            raise unknown(f"argument of the model {name}", key, allowed)
 
 
 def _fitting(

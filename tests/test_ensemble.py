@@ -1,0 +1,203 @@
+"""Ensembles: each member against the same network alone, the whole against the mean of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convlens import Data, InputSpec, Recipe, attribute, build, train
+from convlens.anatomy import dissect
+from convlens.arithmetic import arithmetic
+from convlens.embedding import embed
+from convlens.errors import UserError
+from convlens.explain import in_every_member
+from convlens.flops import forward_flops
+from convlens.models.ensemble import Ensemble, Mean, members_of
+from convlens.optim import body_of, freezable, make_optimizer, train_mode
+from convlens.recipe import ModelConfig, OptimConfig
+from convlens.shortcuts import shortcut
+from convlens.splits import Split
+from convlens.trial import run_flops
+from convlens.walking import explained, walk
+
+SHAPE: dict[str, Any] = {"channels": 3, "classes": 4, "size": (16, 16)}
+SMALL = {"widths": [4, 6], "convs": 1}
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    drawn = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def ensemble(members: int = 3, name: str = "vgg", **args: Any) -> nn.Sequential:
+    return build(name, **SHAPE, args={**SMALL, **args, "members": members})
+
+
+def noise(count: int) -> Data:
+    split = Split(images(count), torch.arange(count) % 4, torch.arange(count))
+    return Data(
+        name="noise", classes=("a", "b", "c", "d"), input=InputSpec((16, 16), 3), mean=(0.0,) * 3, std=(1.0,) * 3,
+        flip_ok=False, sha256="", train=split, val=None, test=split,
+    )  # fmt: skip # a line a field says no more
+
+
+def test_the_answer_is_the_mean_of_what_the_members_say() -> None:
+    model = ensemble().eval()
+    alone = [nn.Sequential(model.normalize, member)(images(5)) for member in members_of(model)]
+    torch.testing.assert_close(model(images(5)), sum(alone) / 3)
+    assert not torch.allclose(alone[0], alone[1])  # each has weights of its own
+    assert members_of(alone_model := build("vgg", **SHAPE, args=SMALL)) == [alone_model]
+
+
+@pytest.mark.parametrize("count", [12, 13, 6])
+def test_a_member_learns_from_its_share_as_if_alone(count: int) -> None:
+    """Gradients and batch norm's statistics are those of a network that knows nothing of the others."""
+    model = ensemble().train()
+    before = copy.deepcopy(model)
+    labels = torch.arange(count) % 4
+    logits = model(images(count))
+    F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+
+    shares = zip(images(count).tensor_split(3), labels.tensor_split(3), members_of(before), strict=True)
+    said = []
+    for (some, theirs, single), member in zip(shares, members_of(model), strict=True):
+        said.append(nn.Sequential(before.normalize, single)(some))
+        F.cross_entropy(said[-1], theirs, label_smoothing=0.1).backward()
+        for (name, mine), other in zip(member.named_parameters(), single.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+        for mine, other in zip(member.buffers(), single.buffers(), strict=True):
+            assert torch.equal(mine, other)
+    assert torch.equal(logits, torch.cat(said))
+
+
+def test_a_batch_too_small_to_share_teaches_all() -> None:
+    """The last batch of an epoch may hold one image."""
+    model = ensemble().train()
+    logits = model(images(5))
+    assert logits.shape == (5, 4)
+    torch.testing.assert_close(logits, sum(member(model.normalize(images(5))) for member in members_of(model)) / 3)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_training_an_ensemble_is_training_each_on_its_shares(optimizer: str) -> None:
+    """Against a loop of torch over two networks, each with an optimizer of its own; the engine knows of one batch."""
+    recipe = Recipe(
+        epochs=2, batch_size=8, device="cpu", model=ModelConfig("vgg", args={**SMALL, "members": 2}),
+        optim=OptimConfig(optimizer, lr=0.05, momentum=0.6, weight_decay=0.01),
+    ).override({"data.val": 0.0})  # fmt: skip # a line a field says no more
+    data = noise(20)
+    model = ensemble(2)
+    singles = [nn.Sequential(model.normalize, copy.deepcopy(member)) for member in members_of(model)]
+    optimizers = [make_optimizer(single, recipe.optim) for single in singles]
+
+    def watched(batches: Any, _position: Any) -> Any:
+        for some, labels in batches:
+            for single, its, x, y in zip(
+                singles, optimizers, some.tensor_split(2), labels.tensor_split(2), strict=True
+            ):
+                its.zero_grad()
+                F.cross_entropy(single.train()(x), y).backward()
+                its.step()
+            yield some, labels
+
+    for epoch in train(model, data, recipe, watch=watched):
+        assert epoch.images == 20
+    for single, member in zip(singles, members_of(model), strict=True):
+        for mine, other in zip(member.state_dict().values(), single[1].state_dict().values(), strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_every_member_freezes_and_has_a_last_layer() -> None:
+    config = OptimConfig("sgd", lr=0.1, freeze=[0.5])
+    model = ensemble(2)
+    single = members_of(model)
+    (frozen,) = freezable(model, config)
+    assert {id(p) for p in frozen} == {id(p) for each in single for p in freezable(each, config)[0]}
+    body = {id(p) for p in body_of(model)}
+    heads = {name for name, p in model.named_parameters() if id(p) not in body}
+    assert heads == {f"network.members.{i}.classifier.{k}" for i in (0, 1) for k in ("3.weight", "3.bias")}
+    train_mode(model, only_head=True)
+    learning = [name for name, layer in model.named_modules() if layer.training]
+    assert learning == [f"network.members.{i}.classifier.3" for i in (0, 1)]
+    with pytest.raises(UserError, match="2 convolutions that learn, and the last is not frozen"):
+        freezable(model, OptimConfig("sgd", lr=0.1, freeze=[0.2, 0.3]))
+
+
+def test_what_training_computes_has_the_same_bits() -> None:
+    for mode in (True, False):
+        model = ensemble(2, "speednet", activation="relu").train(mode)
+        view = shortcut(copy.deepcopy(model))
+        assert torch.equal(view(images(9)), model(images(9)))
+
+
+def test_arithmetic_is_counted_once_an_image_in_training() -> None:
+    """An epoch of two members costs what one of a single network does; an answer costs twice as much."""
+    data = noise(16)
+    recipe = Recipe(epochs=1, batch_size=8, device="cpu", model=ModelConfig("vgg", args=SMALL))
+    assert run_flops(recipe.override({"model.args.members": 2}), data) == run_flops(recipe, data)
+    alone = forward_flops(build("vgg", **SHAPE, args=SMALL), images(1))
+    assert forward_flops(ensemble(2), images(1)) == 2 * alone
+
+
+def mine(channels: int, classes: int, size: tuple[int, int], members: str = "none") -> nn.Module:
+    linear = nn.Linear(channels * size[0] * size[1], classes)
+    return nn.Sequential(nn.Flatten(), nn.Identity() if members == "none" else nn.ReLU(), linear)
+
+
+def test_members_are_an_argument_of_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    assert len(members_of(build("lenet5", channels=1, classes=10, size=(28, 28), args={"members": 4}))) == 4
+    one = build("vgg", **SHAPE, args={**SMALL, "members": 1})
+    plain = build("vgg", **SHAPE, args=SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert list(one.state_dict()) == list(plain.state_dict())
+    for wrong in (0, 17, 2.0, True, "two", [2]):
+        with pytest.raises(UserError, match="members must be a whole number from 1 to 16, not "):
+            build("vgg", **SHAPE, args={**SMALL, "members": wrong})
+    own = build("test_ensemble:mine", **SHAPE, args={"members": "some"})  # a builder's own argument wins
+    assert isinstance(own.network[1], nn.ReLU)
+
+
+def test_looking_inside_shows_every_member() -> None:
+    model, image = ensemble(2).eval(), images(1)[0]
+    steps = dissect(model, image).steps
+    assert [step.name for step in steps if step.kind == "Conv2d"] == [
+        f"members.{i}.features.{k}" for i in (0, 1) for k in (0, 4)
+    ]
+    last, logits = steps[-1], model(image[None])[0]
+    assert isinstance(last.layer, Mean)
+    assert last.input.shape == (2, 4)
+    told = explained(walk(model, image, {}), "mean", 3)
+    assert told["value"] == pytest.approx(logits[3].item(), abs=1e-6)
+    assert [each["input"] for each in told["strongest"]] == pytest.approx(
+        sorted(last.input[:, 3].tolist(), key=abs, reverse=True), abs=1e-6
+    )
+    assert arithmetic(last, 1).value == pytest.approx(logits[1].item(), abs=1e-6)
+    features, _ = embed(model, images(3))
+    alone = [embed(nn.Sequential(model.normalize, member), images(3))[0] for member in members_of(model)]
+    assert torch.equal(features, torch.cat(alone, 1))
+
+
+def test_grad_cam_sums_the_members_maps() -> None:
+    pytest.importorskip("captum")
+    model, given = ensemble(2).eval(), images(1)
+    (found,) = attribute(model, given, "grad-cam", target=1, against=2)
+    assert found.layer == "network.members.*.features.6"
+    parts = [
+        attribute(model, given, "grad-cam", target=1, against=2, layer=f"members.{i}.features.6")[0] for i in (0, 1)
+    ]
+    torch.testing.assert_close(found.values, parts[0].values + parts[1].values)
+    (again,) = attribute(model, given, "grad-cam", target=1, layer="members.*.features.6")
+    (plain,) = attribute(model, given, "grad-cam", target=1)
+    assert torch.equal(again.values, plain.values)
+    assert (plain.values >= 0).all()
+    assert in_every_member(model, "normalize") == ("normalize", ["normalize"])
+    assert type(model.network) is Ensemble
