@@ -351,6 +351,7 @@ const KINDS = {
   LayerNorm: ["Layer norm", "层归一化", "The numbers are shifted and scaled until, along the last sides, their mean is 0 and their spread 1, anew for every picture; then each place is scaled and shifted by what was learned.", "沿最后几维把数平移和缩放，使均值为 0、离散程度为 1，对每张图片重新计算；然后每个位置再按学到的数缩放和平移。"],
   Flatten: ["Flatten", "展平", "The maps are laid out as one long row of numbers, for the layers that read all of them at once.", "把所有图排成一长行数字，供一次读取全部的层使用。"],
   Linear: ["Linear", "全连接", "Every unit weighs all numbers of the layer before and adds them up. The last linear layer has one unit for each class.", "每个单元把前一层的所有数字加权求和。最后一个全连接层每个类别一个单元。"],
+  Mean: ["Mean", "平均", "Several networks look at the picture, each by itself. Of every class the mean of their scores is the answer: where one errs, the others seldom err in the same way.", "几个网络各自看这张图片。每个类别取它们得分的平均作为答案：一个网络出错时，其他网络很少以同样的方式出错。"],
   Softmax: ["Probabilities", "概率", "The last layer's scores, the logits, become probabilities: all positive, and together 100 %.", "最后一层的得分（logits）变成概率：都为正，合计 100%。"],
   Sigmoid: ["Sigmoid", "Sigmoid", "Squeezes every number into 0 to 1.", "把每个数压到 0 与 1 之间。"],
   Tanh: ["Tanh", "Tanh", "Squeezes every number into −1 to 1.", "把每个数压到 −1 与 1 之间。"],

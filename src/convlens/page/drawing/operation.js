@@ -316,17 +316,17 @@ export function operation(place, { run, extra, now, look, base, still, failed })
       h("p", { class: "soft" }, say("move.what", { channels, height, width, count: channels * height * width })), facts());
   }
 
-  // Linear: every input times its weight
+  // Linear: every input times its weight; the mean of an ensemble: every member's number, all of one weight
   function drawLinear(found) {
-    const [, height, width] = mapsBefore();
-    const name = (i) => height * width > 1 ?
+    const members = layer.kind === "Mean", [, height, width] = members ? [0, 0, 0] : mapsBefore();
+    const name = (i) => members ? `members.${i}` : height * width > 1 ?
       say("linear.map", { channel: Math.floor(i / (height * width)), row: Math.floor((i % (height * width)) / width), column: i % width }) : say("linear.unit", { index: i });
     const sum = found.strongest.reduce((total, each) => total + each.product, 0) + found.rest;
     const extent = Math.max(...found.strongest.map((each) => Math.abs(each.product)), 1e-12);
     const last = layer.output[0] === run.classes.length && run.layers.at(-1).name === layer.name;
     const told = found.strongest.slice(0, 12);
     const rest = sum - told.reduce((total, each) => total + each.product, 0);
-    const inputs = layer.input.at(-1);
+    const inputs = members ? layer.input[0] : layer.input.at(-1);
     body.replaceChildren(
       h("h3", {}, last ? say("linear.class", { label: run.classes[now.channel] }) : say("linear.title", { count: told.length })),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": say("linear.title", { count: told.length }) }, h("table", { class: "connections barred" },
@@ -338,9 +338,10 @@ export function operation(place, { run, extra, now, look, base, still, failed })
           return h("tr", {}, h("th", { scope: "row" }, name(each.index)), h("td", {}, number(each.input, 3)), h("td", {}, `× ${number(each.weight, 3)}`), h("td", {}, `= ${number(each.product, 3)}`), h("td", {}, h("span", { class: "axis" }, bar)));
         }),
         inputs > told.length ? h("tr", {}, h("th", { scope: "row" }, say("linear.rest", { count: inputs - told.length })), h("td", {}), h("td", {}), h("td", {}, `= ${number(rest, 3)}`), h("td", {})) : ""))),
-      h("div", { class: "total", data: { value: found.off ? 0 : found.value } }, term(sum, say("linear.sum", { count: inputs }), 4), h("span", { class: "op" }, "+"), term(found.bias, say("window.bias"), 4), h("span", { class: "op" }, "="), term(found.value, say("window.value"), 4, "result"),
+      h("div", { class: "total", data: { value: found.off ? 0 : found.value } }, term(sum, say("linear.sum", { count: inputs }), 4),
+        ...(members ? [] : [h("span", { class: "op" }, "+"), term(found.bias, say("window.bias"), 4)]), h("span", { class: "op" }, "="), term(found.value, say("window.value"), 4, "result"),
         found.off ? h("span", { class: "soft" }, say("inside.silenced")) : ""),
-      h("p", { class: "soft small" }, say("linear.what")), facts());
+      members ? "" : h("p", { class: "soft small" }, say("linear.what")), facts());
   }
 
   // The maps whose numbers a linear unit reads: those that it was given, laid out by a Flatten or by the network's own
