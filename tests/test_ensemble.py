@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlens import Data, InputSpec, Recipe, attribute, build, train
+from convlens import Data, InputSpec, Recipe, attribute, build, make_model, summarize, train
 from convlens.anatomy import dissect
 from convlens.arithmetic import arithmetic
+from convlens.channels import rank_channels, survey
 from convlens.embedding import embed
 from convlens.errors import UserError
 from convlens.explain import in_every_member
 from convlens.flops import forward_flops
+from convlens.joining import joins
 from convlens.models.ensemble import Ensemble, Mean, members_of
 from convlens.optim import body_of, freezable, make_optimizer, train_mode
 from convlens.recipe import ModelConfig, OptimConfig
+from convlens.run import start
 from convlens.shortcuts import shortcut
 from convlens.splits import Split
 from convlens.trial import run_flops
@@ -115,6 +120,88 @@ def test_training_an_ensemble_is_training_each_on_its_shares(optimizer: str) -> 
             torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_with_a_mirror_the_answer_is_that_for_both_images(members: int) -> None:
+    """In training mode there is no mirror: the augmentation has its own."""
+    model, plain = ensemble(members, mirror=True), ensemble(members) if members > 1 else None
+    given = images(5)
+    model.eval()
+    single = [nn.Sequential(model.normalize, member) for member in members_of(model)]
+    said = [network(view) for network in single for view in (given, given.flip(3))]
+    torch.testing.assert_close(model(given), sum(said) / len(said))
+    torch.testing.assert_close(model(given), model(given.flip(3)))
+    view = shortcut(model)
+    assert torch.equal(view(given), model(given))
+    if plain:
+        plain.load_state_dict(model.state_dict())
+        assert not torch.allclose(plain.eval()(given), model(given))
+        assert torch.equal(plain.train()(given), model.train()(given))
+    alone = forward_flops(build("vgg", **SHAPE, args=SMALL), given)
+    assert forward_flops(model, given) == forward_flops(model, given[:1]) == 2 * members * alone
+
+
+def test_where_a_mirror_makes_images_wrong_there_is_none(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, batch_size=8, device="cpu", model=ModelConfig("vgg", args={**SMALL, "mirror": True}))
+    data = noise(16)
+    assert type(make_model(recipe, data).network) is nn.Sequential
+    assert type(make_model(recipe, replace(data, flip_ok=True)).network) is Ensemble
+    assert start(recipe, data, tmp_path).recipe.model.args["mirror"] is False
+    assert start(recipe, replace(data, flip_ok=True), tmp_path).recipe.model.args["mirror"] is True
+
+
+def test_looking_inside_shows_the_image_and_counts_its_mirror_image() -> None:
+    """Maps, features and fields are those without a mirror; what a channel moves is what it moves through both."""
+    model, image = ensemble(2, mirror=True).eval(), images(1)[0]
+    plain = ensemble(2).eval()
+    plain.load_state_dict(model.state_dict())
+    shown, without = dissect(model, image, effects=True), dissect(plain, image, effects=True)
+    steps = {step.name: step for step in shown.steps}
+    assert list(steps) == ["normalize", "mirror", *(step.name for step in without.steps[1:])]
+    for step in without.steps[:-1]:
+        assert torch.allclose(steps[step.name].output, step.output, atol=1e-6)
+    assert [joined.name for joined in joins(model, image)["mean"].parts] == [
+        f"members.{i}.classifier.3" for i in (0, 1)
+    ]
+    assert steps["members.1.features.0"].sources == ("mirror",)
+
+    best = int(model(image[None]).argmax())
+    for step in shown.steps[1:-1]:  # a finite difference through the whole network, of one channel
+        if step.kind != "Conv2d":
+            continue
+        with torch.no_grad():
+
+            def louder(_layer: nn.Module, _given: Any, out: Tensor) -> Tensor:
+                return torch.cat([out[:, :1] * 1.01, out[:, 1:]], 1)
+
+            before = model.double()(image[None].double())[0, best]
+            handle = model.get_submodule(f"network.{step.name}").register_forward_hook(louder)
+            moved = (model(image[None].double())[0, best] - before).item() * 100
+            handle.remove()
+            model.float()
+        assert step.effects is not None
+        assert step.effects[0].item() == pytest.approx(moved, rel=0.05, abs=1e-3)
+
+    ranked, ranked_without = rank_channels(model, images(3)), rank_channels(plain, images(3))
+    for mine, other in zip(ranked.layers, ranked_without.layers, strict=True):
+        assert torch.allclose(mine.maps, other.maps, atol=1e-6)
+        assert mine.scores.shape == other.scores.shape
+        for one, two in zip(
+            (mine.field.rows, mine.field.columns), (other.field.rows, other.field.columns), strict=True
+        ):
+            assert np.array_equal(one.starts, two.starts)
+            assert np.array_equal(one.stops, two.stops)
+    assert torch.allclose(embed(model, images(3))[0], embed(plain, images(3))[0], atol=1e-6)
+    fields = [[row.receptive_field for row in summarize(each, 3, (16, 16)).rows] for each in (model, plain)]
+    assert [fields[0][0], *fields[0][2:]] == fields[1]
+    assert survey(model, Split(images(9), torch.zeros(9).long(), torch.arange(9))).layers[0].peaks.shape == (4, 9)
+    assert (
+        arithmetic(steps["mirror"], 2, 3, 4).value == steps["mirror"].output[2, 3, 4] == steps["mirror"].input[2, 3, 4]
+    )
+    told = explained(walk(model, image, {}), "mean", 2)
+    assert len(told["strongest"]) == 4
+    assert told["value"] == pytest.approx(model(image[None])[0, 2].item(), abs=1e-6)
+
+
 def test_every_member_freezes_and_has_a_last_layer() -> None:
     config = OptimConfig("sgd", lr=0.1, freeze=[0.5])
     model = ensemble(2)
@@ -162,6 +249,9 @@ def test_members_are_an_argument_of_every_network(monkeypatch: pytest.MonkeyPatc
     for wrong in (0, 17, 2.0, True, "two", [2]):
         with pytest.raises(UserError, match="members must be a whole number from 1 to 16, not "):
             build("vgg", **SHAPE, args={**SMALL, "members": wrong})
+    for wrong in (1, "yes", None):
+        with pytest.raises(UserError, match="mirror must be true or false, not "):
+            build("vgg", **SHAPE, args={**SMALL, "mirror": wrong})
     own = build("test_ensemble:mine", **SHAPE, args={"members": "some"})  # a builder's own argument wins
     assert isinstance(own.network[1], nn.ReLU)
 

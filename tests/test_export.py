@@ -33,7 +33,7 @@ COLOURS = [
     for channels in (1, 3)
     for often in [name == "lenet5" or (channels == 3 and name not in ("resnet9", "resnet18"))]
 ]
-TOGETHER = {"widths": [4, 6], "convs": 1, "members": 3}
+TOGETHER = {"widths": [4, 6], "convs": 1, "members": 3, "mirror": True}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ NETWORKS = [
     *(pytest.param(name, {}, marks=pytest.mark.slow if name == "resnet18" else ()) for name in MODELS),
     *(("lenet5", {"norm": norm, "pooling": "max", "activation": "sigmoid"}) for norm in ("batch", "local-response")),
     *(("lenet5", {"activation": kind}) for kind in ("tanh", "relu")),
-    ("lenet5", {"members": 2}),
+    ("lenet5", {"members": 2, "mirror": True}),
     *(("speednet", {"widths": [4, 6], "activation": kind, "head": "flat"}) for kind in ("relu", "silu")),
 ]
 

@@ -72,7 +72,9 @@ def saved(tmp_path: Path) -> tuple[ModelFile, Path]:
     return file, tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize(("name", "args"), [*((name, {}) for name in MODELS), ("lenet5", {"members": 3})])
+@pytest.mark.parametrize(
+    ("name", "args"), [*((name, {}) for name in MODELS), ("lenet5", {"members": 3, "mirror": True})]
+)
 def test_round_trip(name: str, args: dict[str, Any], tmp_path: Path) -> None:
     spec = InputSpec((28, 32), 3)
     file, path = make_file(name, spec, args=args), tmp_path / "model.safetensors"

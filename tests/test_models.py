@@ -189,7 +189,7 @@ def test_names_and_arguments_that_do_not_exist() -> None:
         build("zzz", **shape)
     with pytest.raises(UserError, match=r"unknown argument of the model vgg 'width'; did you mean 'widths'\?"):
         build("vgg", **shape, args={"width": [8]})
-    with pytest.raises(UserError, match=r"unknown argument of the model resnet18 'widths'; there are: members"):
+    with pytest.raises(UserError, match=r"unknown argument of the model resnet18 'widths'; there are: members, mirror"):
         build("resnet18", **shape, args={"widths": [8]})
     with pytest.raises(UserError, match=r"unknown argument of the model vgg 'classes'"):
         build("vgg", **shape, args={"classes": 3})

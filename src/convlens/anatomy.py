@@ -76,6 +76,7 @@ def dissect(
     steps: list[Step] = []
     edges: list[GradientEdge | None] = []
     made: list[tuple[str, Tensor, _Mark]] = []
+    views: list[Tensor] = []  # what every step made of the image's other views, which lie behind it in the batch
     with (
         evaluating(model),
         uncompiled(),
@@ -86,21 +87,25 @@ def dissect(
         # a clone with a gradient of its own: there is a graph also where the weights are frozen
         pixels = as_input(model, image[None]).detach().clone().requires_grad_(effects)
         made.append(("input", pixels, _mark(pixels)))
-        with followed(model, lambda name: _recorders(name, steps, edges, made)):
+        with followed(model, lambda name: _recorders(name, steps, edges, made, views)):
             logits = model(pixels)[0]
     if effects:
-        steps = _with_effects(steps, edges, logits)
+        steps = _with_effects(steps, edges, views, logits)
     return Anatomy(tuple(steps), logits.detach().float().cpu())
 
 
-def _with_effects(steps: list[Step], edges: list[GradientEdge | None], logits: Tensor) -> list[Step]:
+def _with_effects(
+    steps: list[Step], edges: list[GradientEdge | None], views: list[Tensor], logits: Tensor
+) -> list[Step]:
     followed = [edge for edge in edges if edge is not None]
     reached = followed and logits.requires_grad
     slopes = iter(torch.autograd.grad(logits.max(), followed, allow_unused=True) if reached else ())
     found = []
-    for step, edge in zip(steps, edges, strict=True):
+    for step, edge, others in zip(steps, edges, views, strict=True):
         slope = next(slopes, None) if edge is not None else None
         moved = torch.zeros_like(step.output) if slope is None else step.output * slope[0].float().cpu()
+        if slope is not None and len(others):
+            moved = moved + (others * slope[1:].float().cpu()).sum(0)
         found.append(replace(step, effects=moved.flatten(1).sum(1) if moved.ndim > 1 else moved))
     return found
 
@@ -195,7 +200,11 @@ def _mark(values: Tensor) -> _Mark:
 
 
 def _recorders(
-    name: str, steps: list[Step], edges: list[GradientEdge | None], made: list[tuple[str, Tensor, _Mark]]
+    name: str,
+    steps: list[Step],
+    edges: list[GradientEdge | None],
+    made: list[tuple[str, Tensor, _Mark]],
+    views: list[Tensor],
 ) -> Hooks:
     """The hooks in front of a layer and behind it; in front, because a ReLU in place overwrites what it was given.
     `made` holds every step's output, so that no other comes to lie in its place."""
@@ -213,6 +222,7 @@ def _recorders(
         called, first = f"{name}#{again + 1}" if again else name, tensors(output)[0]
         steps.append(Step(called, layer, image, _of_one(output), text, sources=sources))
         made.append((called, first, _mark(first)))
+        views.append(first[1:].detach().float().cpu().clone())
         edges.append(get_gradient_edge(first) if first.requires_grad else None)
 
     return before, behind

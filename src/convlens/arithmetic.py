@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import Step
 from .errors import UserError
-from .models.ensemble import Mean
+from .models.ensemble import Mean, Mirror
 from .models.normalize import Normalize
 from .models.sizes import Windowed, windows
 
@@ -164,6 +164,11 @@ def _normalize(layer: Normalize, image: Tensor, at: tuple[int, ...], _step: Step
     return _affine(image[of], layer.scale.flatten()[at[0]].item(), layer.shift.flatten()[at[0]].item())
 
 
+def _mirror(_layer: Mirror, image: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
+    """The image itself is left as it is."""
+    return _affine(image[at], 1.0, 0.0)
+
+
 def _affine(number: Tensor, scale: float, shift: float) -> Arithmetic:
     weights = torch.tensor([scale], dtype=torch.float64)
     return Arithmetic("affine", number.item() * scale + shift, number.reshape(1), weights, shift)
@@ -190,6 +195,7 @@ _KINDS: dict[Any, Callable[[Any, Tensor, tuple[int, ...], Step], Arithmetic]] = 
     Normalize: _normalize,
     nn.Flatten: _flatten,
     Mean: _mean_of_members,
+    Mirror: _mirror,
 }
 
 

@@ -112,9 +112,9 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
     for found in layers:
         maps, slope = found.maps.detach().float(), next(slopes) if found.edge else None
         scores = torch.zeros(maps.shape[:2]) if slope is None else (maps * slope.float()).sum((2, 3)).cpu()
-        ranked.append(
-            RankedLayer(found.name, found.layer, maps.cpu(), scores, found.field, found.formula, found.activation)
-        )
+        scores = scores.unflatten(0, (-1, len(images))).sum(0)  # also of their mirror images, where these lie behind
+        own = maps[: len(images)].cpu()
+        ranked.append(RankedLayer(found.name, found.layer, own, scores, found.field, found.formula, found.activation))
     return Ranking(logits.detach().float().cpu(), chosen.cpu(), tuple(ranked))
 
 
@@ -198,7 +198,7 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     with torch.inference_mode():
         for part in places.split(max(NUMBERS // split.store[0].numel(), 1)):
             for found in trace(model, split.at(part.to(split.labels.device)))[1]:
-                tallies.setdefault(found.name, _Tally(found, best)).add(found.maps.float(), part)
+                tallies.setdefault(found.name, _Tally(found, best)).add(found.maps[: len(part)].float(), part)
     return Survey(len(places), len(split), tuple(tally.result() for tally in tallies.values()))
 
 

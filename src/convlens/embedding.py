@@ -53,7 +53,9 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
             handle.remove()
     if len(last) < len(members):
         raise UserError("this network has no linear layer and no convolution: there is nothing to take for features")
-    return torch.cat([last[place] for place in range(len(members))], 1).cpu(), logits.float().cpu()
+    # without those of the mirror images, which lie behind
+    features = torch.cat([last[place][: len(images)] for place in range(len(members))], 1)
+    return features.cpu(), logits.float().cpu()
 
 
 def _row(layer: nn.Module, given: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def in_every_member(model: nn.Module, name: str) -> tuple[str, list[str]]:
     """The layers of an ensemble that stand where `name` stands in its member, with the one name for all of them,
     `members.*.features.10`; of another layer itself alone."""
     start = next((f"{each}.members." for each, layer in layers_of(model).items() if isinstance(layer, Ensemble)), None)
-    if start is None or not name.startswith(start):
+    if start is None or not name.startswith(start) or len(members_of(model)) == 1:
         return name, [name]
     rest = name.removeprefix(start).partition(".")[2]
     return f"{start}*.{rest}", [f"{start}{number}.{rest}" for number in range(len(members_of(model)))]

@@ -48,10 +48,10 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
     model = copy.deepcopy(model).eval()  # the caller's own must not notice
     counted: list[int] = []
     for layer in model.modules():
-        layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output)))
+        layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output) * len(output)))
     with torch.no_grad():
         model(images)
-    return 2 * sum(counted)
+    return 2 * sum(counted) // len(images)
 
 
 def training_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:

@@ -59,7 +59,7 @@ NAMES = """
     flatten.using_ints unflatten.int view.default reshape.default permute.default transpose.int contiguous.default
     expand.default expand_as.default squeeze.default squeeze.dim unsqueeze.default select.int slice.Tensor index.Tensor
     unbind.int chunk.default split.Tensor split_with_sizes.default cat.default stack.default pad.default roll.default
-    to.dtype clone.default sym_size.int _assert_tensor_metadata.default
+    flip.default to.dtype clone.default sym_size.int _assert_tensor_metadata.default
 """
 OPERATORS = NAMES.split()
 OPERATOR = re.compile(

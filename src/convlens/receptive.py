@@ -98,7 +98,8 @@ class Fields:
                 each.whole = True
         for value in made:
             still = func is F.pad or (alone and sizes == {value.shape[2:]})
-            fields, jumps = zip(*(_side(i, inputs, slide, cut, still, value) for i in (0, 1)), strict=True)
+            of = inputs[:1] if behind(func, args, kwargs) else inputs
+            fields, jumps = zip(*(_side(i, of, slide, cut, still, value) for i in (0, 1)), strict=True)
             self._maps[id(value)] = _Map(value, fields, jumps)
 
     def unseen(self) -> list[Unseen]:
@@ -147,6 +148,11 @@ def pointwise(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return name in POINTWISE or (
         name in ALONG and len(along) == 1 and isinstance(along[0], int) and along[0] in (1, -3)
     )
+
+
+def behind(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call lays images behind others: to one batch, whose first ones are those of the first."""
+    return func is torch.cat and (args[1] if len(args) > 1 else kwargs.get("dim", 0)) in (0, -4)
 
 
 def overwritten(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -26,7 +26,7 @@ from .files import csv_text, disk_error, write_json, write_whole
 from .intervals import wilson
 from .manifest import Manifest
 from .modelfile import ModelFile, load_model
-from .models import build, fit_whitening
+from .models import build, fit_whitening, unmirrored
 from .recipe import Recipe
 
 WHITENED = 5000, 5000 * 64 * 64  # training images, and their pixels, that a whitening layer is fitted to at most
@@ -174,7 +174,7 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
         size=data.input.size,
         mean=mean,
         std=std,
-        args=recipe.model.args,
+        args=recipe.model.args if data.flip_ok else unmirrored(recipe.model.name, recipe.model.args),
         seed=recipe.seed,
         pretrained=pretrained,
     )
@@ -194,6 +194,8 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
             no model file could hold it: two classes of one name, say.
     """
     device = next(make_model(recipe, data).parameters()).device  # what cannot run here leaves no folder behind
+    if not data.flip_ok:
+        recipe = replace(recipe, model=replace(recipe.model, args=unmirrored(recipe.model.name, recipe.model.args)))
     try:  # nor what could not be saved in the end
         Manifest(recipe.model.name, recipe.model.args, data.input, data.classes, recipe.to_dict(), {}).to_json()
     except (TypeError, ValueError) as error:

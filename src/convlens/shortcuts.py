@@ -35,7 +35,7 @@ def shortcut(model: nn.Module) -> nn.Module:
     Modules with hooks stay where they are. Anything but `nn.Sequential` and `Ensemble` is taken as it is.
     """
     if type(model) is Ensemble and not hooked(model):
-        view = Ensemble([shortcut(member) for member in model.members])
+        view = Ensemble([shortcut(member) for member in model.members], model.mirror is not None)
         view.training = model.training  # of this one alone: those within may have other modes
         return view
     if type(model) is not nn.Sequential or hooked(model):

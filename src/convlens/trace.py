@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .evaluation import evaluating
 from .explain import as_input, layers_of, uncompiled
 from .models.sizes import WINDOWED, Windowed, formula, windows
-from .receptive import ACTIVATIONS, overwritten, pointwise, sliced, slides, tensors
+from .receptive import ACTIVATIONS, behind, overwritten, pointwise, sliced, slides, tensors
 
 CHANNELWISE = {"batch_norm", "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "contiguous", "to", "float"}
 BORDERS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # of F.pad, and what numpy calls them
@@ -209,6 +209,8 @@ def _field_after(
     if out.ndim != 4 or len(known) < len(fields) or any(len(size) != 4 for size in sizes):
         return None
     slide, cut, name = slides(func, args, kwargs), sliced(func, args), getattr(func, "__name__", "").strip("_")
+    if behind(func, args, kwargs):
+        return known[0]
     sides = []
     for axis in (0, 1):
         before = [(field.rows, field.columns)[axis] for field in known]
@@ -220,6 +222,9 @@ def _field_after(
         elif name.startswith("adaptive_"):
             span = -(-n // m) + 1  # no window of torch's is longer: from floor(i n / m) to ceil((i + 1) n / m)
             taken = np.minimum(places * n // m + np.arange(span), -(-(places + 1) * n // m) - 1)
+        elif name == "flip":
+            turned = {dim % 4 for dim in np.ravel([*args[1:], *kwargs.values()])}
+            taken = (places[::-1] if 2 + axis in turned else places).reshape(-1, 1)
         elif name == "pad":
             taken = _padded(n, m, axis, args, kwargs)
         elif cut:

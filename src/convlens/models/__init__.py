@@ -40,6 +40,7 @@ MODELS: dict[str, Builder] = {
     "speednet": speednet,
 }
 
+TOGETHER = "members", "mirror"  # arguments of every network, unless it has one of that name itself
 GROUP = "convlens.models"  # of entry points, in which an installed package offers a network
 
 # What code that is given arguments it was not made for raises
@@ -74,8 +75,9 @@ def build(
     nn.Module that takes float images. Without `mean` and `std` the pixels are scaled to 0..1. `seed` decides the
     weights.
 
-    Every network takes the argument `members` beside its own: so many of them, with different weights, answer together
-    (`Ensemble`), their names being `members.0`, `members.1` and so on.
+    Every network takes two arguments beside its own: `members`, so many of them, with different weights, that answer
+    together, their names being `members.0`, `members.1` and so on; and `mirror`, true where they also answer for the
+    mirror image (`Ensemble`).
 
     `timm:NAME` and `torchvision:NAME` are networks of those packages (`transfer`): they keep the mean and std of the
     pictures that they were trained on, and meet a gray image as one of three equal channels. Their weights are fetched
@@ -189,23 +191,35 @@ def _wanted(
     _check_args(name, builder, args)
     if is_transfer(name):
         channels, args = 3, {**args, "pretrained": pretrained and args.get("pretrained", True)}
-    if "members" in args and "members" not in inspect.signature(builder).parameters:  # a builder's own wins
-        args = dict(args)
-        return _several(builder, args.pop("members")), channels, args
-    return builder, channels, args
+    ours = {key: args[key] for key in TOGETHER if key in args and not _is_own(builder, key)}
+    return _together(builder, **ours), channels, {key: value for key, value in args.items() if key not in ours}
 
 
-def _several(builder: Builder, members: Any) -> Builder:
+def _together(builder: Builder, members: Any = 1, mirror: Any = False) -> Builder:
     if type(members) is not int or not 1 <= members <= MOST:
         raise UserError(f"members must be a whole number from 1 to {MOST}, not {members!r:.40}")
-    return builder if members == 1 else lambda **given: Ensemble([builder(**given) for _ in range(members)])
+    if type(mirror) is not bool:
+        raise UserError(f"mirror must be true or false, not {mirror!r:.40}")
+    if members == 1 and not mirror:
+        return builder
+    return lambda **given: Ensemble([builder(**given) for _ in range(members)], mirror)
+
+
+def _is_own(builder: Builder, key: str) -> bool:
+    return key in inspect.signature(builder).parameters
+
+
+def unmirrored(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments for images that a mirror makes wrong, as it does digits."""
+    asked = args.get("mirror", False) is not False and not _is_own(find_builder(name), "mirror")
+    return {**args, "mirror": False} if asked else args
 
 
 def _check_args(name: str, builder: Builder, args: dict[str, Any]) -> None:
     parameters = inspect.signature(builder).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    allowed = [*(p for p in parameters if p not in ("channels", "classes", "size")), "members"]
+    allowed = [*(p for p in parameters if p not in ("channels", "classes", "size")), *TOGETHER]
     for key in args:
         if key not in allowed:
             raise unknown(f"argument of the model {name}", key, allowed)

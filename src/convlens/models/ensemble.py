@@ -11,8 +11,15 @@ from torch import Tensor, nn
 MOST = 16  # members
 
 
+class Mirror(nn.Module):
+    """(N, C, H, W) -> (2 N, C, H, W): the images, and behind them their mirror images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([images, images.flip(3)])
+
+
 class Mean(nn.Module):
-    """(N, M, K), of an image a row of each member -> their mean (N, K)."""
+    """(N, M, K), of an image a row of each member, and then of each in a mirror -> their mean (N, K)."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits.mean(1)
@@ -26,10 +33,14 @@ class Ensemble(nn.Module):
     Ensembles of networks with random starts: Hansen and Salamon, 1990 (doi:10.1109/34.58871), Lakshminarayanan et al.,
     arXiv:1612.01474, who average probabilities; of photographs the mean of the logits told as many right. A batch of
     less than two images for each member teaches all of them together: batch norm wants two.
+
+    With `mirror` each also answers for the mirror image, behind the image in one batch of twice as many (but for
+    training), and those logits count as much: test-time augmentation that leaves with the network.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], mirror: bool = False) -> None:
         super().__init__()
+        self.mirror = Mirror() if mirror else None
         self.members = nn.ModuleList(members)
         self.mean = Mean()
 
@@ -37,7 +48,11 @@ class Ensemble(nn.Module):
         if self.training and len(images) >= 2 * len(self.members):
             shares = images.tensor_split(len(self.members))
             return torch.cat([_alone(m(share), len(images)) for m, share in zip(self.members, shares, strict=True)])
-        return self.mean(torch.stack([member(images) for member in self.members], 1))
+        if self.training or not self.mirror:
+            return self.mean(torch.stack([member(images) for member in self.members], 1))
+        views = self.mirror(images)
+        logits = torch.stack([member(views) for member in self.members], 1).unflatten(0, (2, -1))
+        return self.mean(logits.transpose(0, 1).flatten(1, 2))
 
 
 def _alone(logits: Tensor, batch: int) -> Tensor:
