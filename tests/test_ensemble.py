@@ -22,7 +22,7 @@ from convlens.errors import UserError
 from convlens.explain import in_every_member
 from convlens.flops import forward_flops
 from convlens.joining import joins
-from convlens.models.ensemble import Ensemble, Mean, members_of
+from convlens.models.ensemble import Ensemble, MeanLogits, members_of
 from convlens.optim import body_of, freezable, make_optimizer, train_mode
 from convlens.recipe import ModelConfig, OptimConfig
 from convlens.run import start
@@ -213,7 +213,14 @@ def test_every_member_freezes_and_has_a_last_layer() -> None:
     assert heads == {f"network.members.{i}.classifier.{k}" for i in (0, 1) for k in ("3.weight", "3.bias")}
     train_mode(model, only_head=True)
     learning = [name for name, layer in model.named_modules() if layer.training]
-    assert learning == [f"network.members.{i}.classifier.3" for i in (0, 1)]
+    assert learning == ["network", *(f"network.members.{i}.classifier.3" for i in (0, 1))]
+    model = ensemble(2, mirror=True)
+    given: list[int] = []
+    members_of(model)[1].register_forward_pre_hook(lambda _, x: given.append(len(x[0])))
+    train_mode(model, only_head=True)
+    shortcut(model)(images(12))
+    assert model(images(12)).shape == (12, 4)
+    assert given == [6, 6]  # its share, and no mirror image, as when all of it learns
     with pytest.raises(UserError, match="2 convolutions that learn, and the last is not frozen"):
         freezable(model, OptimConfig("sgd", lr=0.1, freeze=[0.2, 0.3]))
 
@@ -239,6 +246,46 @@ def mine(channels: int, classes: int, size: tuple[int, int], members: str = "non
     return nn.Sequential(nn.Flatten(), nn.Identity() if members == "none" else nn.ReLU(), linear)
 
 
+def anything(channels: int, classes: int, size: tuple[int, int], **wanted: Any) -> nn.Module:
+    return mine(channels, classes, size, str(wanted["members"]))
+
+
+class Grid(nn.Module):
+    """A network of one's own: a layer that gives a number, and a convolution over maps that are learned."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.maps, self.place = nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+        self.grid, self.last = nn.Parameter(torch.ones(1, 1, 8, 8)), nn.Linear(4, classes)
+        self.heat = Heat()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.maps(x)).mean((2, 3)) * self.place(self.grid).mean((2, 3))
+        return self.last(x) / self.heat()
+
+
+class Heat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+
+def grid(channels: int, classes: int, size: tuple[int, int]) -> nn.Module:  # noqa: ARG001 - every builder has it
+    return Grid(channels, classes)
+
+
+def test_networks_of_ones_own_with_batches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    model = build("test_ensemble:grid", **SHAPE).eval()
+    assert forward_flops(model, images(1)) == 2 * (16 * 16 * 4 * 27 + 8 * 8 * 4 * 9 + 4 * 4)
+    assert [len(layer.scores) for layer in rank_channels(model, images(5)).layers] == [5, 1]
+    both = build("test_ensemble:grid", **SHAPE, args={"members": 2, "mirror": True}).eval()
+    assert [len(layer.scores) for layer in rank_channels(both, images(5)).layers] == [5, 1, 5, 1]
+
+
 def test_members_are_an_argument_of_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert len(members_of(build("lenet5", channels=1, classes=10, size=(28, 28), args={"members": 4}))) == 4
@@ -254,6 +301,8 @@ def test_members_are_an_argument_of_every_network(monkeypatch: pytest.MonkeyPatc
             build("vgg", **SHAPE, args={**SMALL, "mirror": wrong})
     own = build("test_ensemble:mine", **SHAPE, args={"members": "some"})  # a builder's own argument wins
     assert isinstance(own.network[1], nn.ReLU)
+    own = build("test_ensemble:anything", **SHAPE, args={"members": 5})  # as one that takes any
+    assert isinstance(own.network[1], nn.ReLU)
 
 
 def test_looking_inside_shows_every_member() -> None:
@@ -263,7 +312,7 @@ def test_looking_inside_shows_every_member() -> None:
         f"members.{i}.features.{k}" for i in (0, 1) for k in (0, 4)
     ]
     last, logits = steps[-1], model(image[None])[0]
-    assert isinstance(last.layer, Mean)
+    assert isinstance(last.layer, MeanLogits)
     assert last.input.shape == (2, 4)
     told = explained(walk(model, image, {}), "mean", 3)
     assert told["value"] == pytest.approx(logits[3].item(), abs=1e-6)

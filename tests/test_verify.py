@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from convlens.formats import Shipped
 from convlens.manifest import Golden, Manifest
 from convlens.modelfile import ModelFile, load_model, save_model
 from convlens.onnxexport import Answering, export_onnx, to_onnx
+from convlens.onnxfile import load_onnx
 from convlens.pt2file import export_pt2
 from convlens.quantizing import quantised
 from convlens.replaying import Check, golden_checks
 from convlens.verifying import _answers, allowance
 from refusals import refused
 from runs import fit_undrawn
+from test_modelfile import make_file, some_images
 
 pytestmark = pytest.mark.usefixtures("operators_read_once")
 FORMATS = [to for to in TARGETS if to != "web"]  # the page needs a package of npm: see test_web.py
@@ -137,6 +140,16 @@ def test_bytes_that_were_edited_are_found_by_the_seal(to: str, change: str, run:
     assert done.returncode == GATE
     assert "was changed after it was sealed" in done.stdout
     assert "is NOT sound" in done.stdout
+
+
+@pytest.mark.parametrize("args", [{}, {"members": 2}, {"members": 2, "mirror": True}], ids=str)
+def test_the_logits_of_an_int8_file_are_no_steps(args: dict[str, Any], tmp_path: Path) -> None:
+    """256 of them would make ties; also where networks answer together."""
+    spec = InputSpec((12, 14), 3)
+    file = make_file("vgg", spec, args={"widths": [4, 6], "convs": 1, **args})
+    path = written(file, "onnx-int8", tmp_path, some_images(64, spec).numpy())
+    logits = load_onnx(path).outputs(some_images(600, spec, seed=7).numpy())[0]
+    assert min(len(np.unique(each)) for each in logits.T) > 300
 
 
 def test_every_byte_of_an_int8_file_is_sealed(run: Run, tmp_path: Path) -> None:

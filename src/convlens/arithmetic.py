@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import Step
 from .errors import UserError
-from .models.ensemble import Mean, Mirror
+from .models.ensemble import MeanLogits, MirrorImages
 from .models.normalize import Normalize
 from .models.sizes import Windowed, windows
 
@@ -117,7 +117,7 @@ def _linear(layer: nn.Linear, image: Tensor, at: tuple[int, ...], _step: Step) -
     return Arithmetic("linear", (given * weights).sum().item() + bias, given, weights, bias)
 
 
-def _mean_of_members(_layer: Mean, rows: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
+def _mean_of_members(_layer: MeanLogits, rows: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
     """As a linear unit with a connection to each member, all of one weight."""
     given = rows[:, at[0]]
     return Arithmetic("linear", given.mean().item(), given, torch.full_like(given, 1 / len(given)))
@@ -164,7 +164,7 @@ def _normalize(layer: Normalize, image: Tensor, at: tuple[int, ...], _step: Step
     return _affine(image[of], layer.scale.flatten()[at[0]].item(), layer.shift.flatten()[at[0]].item())
 
 
-def _mirror(_layer: Mirror, image: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
+def _mirror(_layer: MirrorImages, image: Tensor, at: tuple[int, ...], _step: Step) -> Arithmetic:
     """The image itself is left as it is."""
     return _affine(image[at], 1.0, 0.0)
 
@@ -194,8 +194,8 @@ _KINDS: dict[Any, Callable[[Any, Tensor, tuple[int, ...], Step], Arithmetic]] = 
     nn.LayerNorm: _layer_norm,
     Normalize: _normalize,
     nn.Flatten: _flatten,
-    Mean: _mean_of_members,
-    Mirror: _mirror,
+    MeanLogits: _mean_of_members,
+    MirrorImages: _mirror,
 }
 
 

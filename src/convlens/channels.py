@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .explain import NO_GRADIENT, as_input
+from .models.ensemble import is_mirrored
 from .models.sizes import Windowed
 from .splits import Split
 from .trace import Field, LayerMaps, trace
@@ -112,9 +113,11 @@ def rank_channels(model: nn.Module, images: Tensor, classes: Tensor | None = Non
     for found in layers:
         maps, slope = found.maps.detach().float(), next(slopes) if found.edge else None
         scores = torch.zeros(maps.shape[:2]) if slope is None else (maps * slope.float()).sum((2, 3)).cpu()
-        scores = scores.unflatten(0, (-1, len(images))).sum(0)  # also of their mirror images, where these lie behind
-        own = maps[: len(images)].cpu()
-        ranked.append(RankedLayer(found.name, found.layer, own, scores, found.field, found.formula, found.activation))
+        if is_mirrored(model) and len(maps) == 2 * len(images):  # what it moves through both
+            maps, scores = maps[: len(images)], scores[: len(images)] + scores[len(images) :]
+        ranked.append(
+            RankedLayer(found.name, found.layer, maps.cpu(), scores, found.field, found.formula, found.activation)
+        )
     return Ranking(logits.detach().float().cpu(), chosen.cpu(), tuple(ranked))
 
 
@@ -198,7 +201,7 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     with torch.inference_mode():
         for part in places.split(max(NUMBERS // split.store[0].numel(), 1)):
             for found in trace(model, split.at(part.to(split.labels.device)))[1]:
-                tallies.setdefault(found.name, _Tally(found, best)).add(found.maps[: len(part)].float(), part)
+                tallies.setdefault(found.name, _Tally(found, best)).add(_own(model, found.maps, part).float(), part)
     return Survey(len(places), len(split), tuple(tally.result() for tally in tallies.values()))
 
 
@@ -207,6 +210,11 @@ def sample(split: Split, most: int | None = None) -> Tensor:
     of a `survey`."""
     most = most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200)
     return torch.linspace(0, len(split) - 1, min(most, len(split)), dtype=torch.float64).long()
+
+
+def _own(model: nn.Module, maps: Tensor, places: Tensor) -> Tensor:
+    """The maps of the images themselves."""
+    return maps[: len(places)] if is_mirrored(model) else maps
 
 
 class _Tally:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .evaluation import LARGEST, evaluating
 from .explain import as_input, uncompiled
-from .models.ensemble import members_of
+from .models.ensemble import is_mirrored, members_of
 from .splits import Split
 
 
@@ -53,9 +53,8 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
             handle.remove()
     if len(last) < len(members):
         raise UserError("this network has no linear layer and no convolution: there is nothing to take for features")
-    # without those of the mirror images, which lie behind
-    features = torch.cat([last[place][: len(images)] for place in range(len(members))], 1)
-    return features.cpu(), logits.float().cpu()
+    features = torch.cat([last[place] for place in range(len(members))], 1)
+    return (features[: len(images)] if is_mirrored(model) else features).cpu(), logits.float().cpu()
 
 
 def _row(layer: nn.Module, given: Tensor) -> Tensor:

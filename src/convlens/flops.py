@@ -48,7 +48,8 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
     model = copy.deepcopy(model).eval()  # the caller's own must not notice
     counted: list[int] = []
     for layer in model.modules():
-        layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output) * len(output)))
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # what others give may be anything
+            layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output) * len(output)))
     with torch.no_grad():
         model(images)
     return 2 * sum(counted) // len(images)

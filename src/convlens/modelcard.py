@@ -87,7 +87,7 @@ def model_card(run: Run) -> str:
         input=file["input"],
         interval=_interval(test["confusion"]),
         least=LEAST,
-        members=members if isinstance(members, int) else 1,  # a builder of one's own may mean anything by it
+        members=1 if own else members,  # a builder of one's own may mean anything by it
         model=recipe.model.name,
         most=counts[0] if counts else None,
         name=run.path.resolve().name,

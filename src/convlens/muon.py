@@ -64,7 +64,8 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     values come between 0.5 and 1.5, by `steps` of a Newton-Schulz iteration of fifth order. Coefficients: Jordan, 2024.
 
     An iteration takes x to p x, where p is a polynomial of x x^T alone. So all of them are made on that small matrix,
-    with which p commutes, and x is multiplied once: for filters half of the arithmetic or less.
+    with which p commutes, and x is multiplied once: half of the arithmetic for filters of 3 x 3 in a layer that keeps
+    its width, three quarters where it trebles.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     product = torch.addmm if matrix.ndim == 2 else torch.baddbmm  # beta x + alpha y z

@@ -62,13 +62,15 @@ def quantised(file: ModelFile, model: onnx.ModelProto, images: np.ndarray) -> by
 
 
 def _in_float(graph: onnx.GraphProto) -> list[str]:
-    """The names of nodes that stay as they are: those before the first product, and sums with constants, which belong
-    to an activation."""
+    """The names of nodes that stay as they are: those before the first product, sums with constants, which belong to an
+    activation, and what puts the logits of an ensemble together behind the last product."""
     kinds = [node.op_type for node in graph.node]
-    first = next((i for i, kind in enumerate(kinds) if kind in PRODUCTS), 0)
+    products = [i for i, kind in enumerate(kinds) if kind in PRODUCTS] or [0]
+    first, last = products[0], products[-1]
     constants = {value.name for value in graph.initializer}
     sums = [node.name for node in graph.node if node.op_type == "Add" and constants & set(node.input)]
-    return [*(node.name for node in graph.node[:first]), *sums]
+    together = [node.name for node in graph.node[last:] if node.op_type == "Concat"]
+    return [*(node.name for node in graph.node[:first]), *sums, *together]
 
 
 class _Reader:

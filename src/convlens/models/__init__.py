@@ -206,7 +206,8 @@ def _together(builder: Builder, members: Any = 1, mirror: Any = False) -> Builde
 
 
 def _is_own(builder: Builder, key: str) -> bool:
-    return key in inspect.signature(builder).parameters
+    parameters = inspect.signature(builder).parameters
+    return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def unmirrored(name: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 MOST = 16  # members
 
 
-class Mirror(nn.Module):
+class MirrorImages(nn.Module):
     """(N, C, H, W) -> (2 N, C, H, W): the images, and behind them their mirror images."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([images, images.flip(3)])
 
 
-class Mean(nn.Module):
+class MeanLogits(nn.Module):
     """(N, M, K), of an image a row of each member, and then of each in a mirror -> their mean (N, K)."""
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module], mirror: bool = False) -> None:
         super().__init__()
-        self.mirror = Mirror() if mirror else None
+        self.mirror = MirrorImages() if mirror else None
         self.members = nn.ModuleList(members)
-        self.mean = Mean()
+        self.mean = MeanLogits()
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and len(images) >= 2 * len(self.members):
@@ -70,6 +70,12 @@ class _Steeper(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.times, None
+
+
+def is_mirrored(model: nn.Module) -> bool:
+    """Whether layers of a model from `build` meet mirror images, behind the images in a batch of twice as many."""
+    network = getattr(model, "network", model)
+    return isinstance(network, Ensemble) and network.mirror is not None
 
 
 def members_of(model: nn.Module) -> list[nn.Module]:

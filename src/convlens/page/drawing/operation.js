@@ -318,8 +318,8 @@ export function operation(place, { run, extra, now, look, base, still, failed })
 
   // Linear: every input times its weight; the mean of an ensemble: every member's number, all of one weight
   function drawLinear(found) {
-    const members = layer.kind === "Mean", [, height, width] = members ? [0, 0, 0] : mapsBefore();
-    const own = layer.joins?.of.length ?? 1;
+    const members = layer.kind === "MeanLogits", [, height, width] = members ? [0, 0, 0] : mapsBefore();
+    const own = run.layers.some((each) => each.kind === "MirrorImages") ? layer.input[0] / 2 : layer.input[0];
     const name = (i) => members ? say(i < own ? "linear.member" : "linear.mirrored", { index: i % own }) : height * width > 1 ?
       say("linear.map", { channel: Math.floor(i / (height * width)), row: Math.floor((i % (height * width)) / width), column: i % width }) : say("linear.unit", { index: i });
     const sum = found.strongest.reduce((total, each) => total + each.product, 0) + found.rest;
