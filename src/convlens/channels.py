@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .explain import NO_GRADIENT, as_input
-from .models.ensemble import is_mirrored
+from .models.ensemble import is_mirrored, without_mirrored
 from .models.sizes import Windowed
 from .splits import Split
 from .trace import Field, LayerMaps, trace
@@ -201,7 +201,9 @@ def survey(model: nn.Module, split: Split, most: int | None = None, best: int = 
     with torch.inference_mode():
         for part in places.split(max(NUMBERS // split.store[0].numel(), 1)):
             for found in trace(model, split.at(part.to(split.labels.device)))[1]:
-                tallies.setdefault(found.name, _Tally(found, best)).add(_own(model, found.maps, part).float(), part)
+                tallies.setdefault(found.name, _Tally(found, best)).add(
+                    without_mirrored(model, found.maps, len(part)).float(), part
+                )
     return Survey(len(places), len(split), tuple(tally.result() for tally in tallies.values()))
 
 
@@ -210,11 +212,6 @@ def sample(split: Split, most: int | None = None) -> Tensor:
     of a `survey`."""
     most = most or max(min(MOST[0], MOST[1] // split.store[0, 0].numel()), 200)
     return torch.linspace(0, len(split) - 1, min(most, len(split)), dtype=torch.float64).long()
-
-
-def _own(model: nn.Module, maps: Tensor, places: Tensor) -> Tensor:
-    """The maps of the images themselves."""
-    return maps[: len(places)] if is_mirrored(model) else maps
 
 
 class _Tally:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .evaluation import LARGEST, evaluating
 from .explain import as_input, uncompiled
-from .models.ensemble import is_mirrored, members_of
+from .models.ensemble import members_of, without_mirrored
 from .splits import Split
 
 
@@ -54,7 +54,7 @@ def embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if len(last) < len(members):
         raise UserError("this network has no linear layer and no convolution: there is nothing to take for features")
     features = torch.cat([last[place] for place in range(len(members))], 1)
-    return (features[: len(images)] if is_mirrored(model) else features).cpu(), logits.float().cpu()
+    return without_mirrored(model, features, len(images)).cpu(), logits.float().cpu()
 
 
 def _row(layer: nn.Module, given: Tensor) -> Tensor:

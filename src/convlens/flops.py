@@ -34,11 +34,10 @@ class FlopCount(TorchDispatchMode):
 
 
 def layer_macs(layer: nn.Module, output: Tensor) -> int:
-    """Multiply-adds of a layer for one image; additions of biases, norms and poolings are not counted, as is usual."""
-    if isinstance(layer, nn.Conv2d):
-        return output[0].numel() * layer.weight[0].numel()
-    if isinstance(layer, nn.Linear):
-        return output[0].numel() * layer.in_features
+    """Multiply-adds of a layer for all of its output; additions of biases, norms and poolings are not counted, as is
+    usual."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return output.numel() * layer.weight[0].numel()
     return 0
 
 
@@ -48,8 +47,7 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
     model = copy.deepcopy(model).eval()  # the caller's own must not notice
     counted: list[int] = []
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # what others give may be anything
-            layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output) * len(output)))
+        layer.register_forward_hook(lambda m, _, output: counted.append(layer_macs(m, output)))
     with torch.no_grad():
         model(images)
     return 2 * sum(counted) // len(images)

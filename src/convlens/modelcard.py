@@ -56,7 +56,8 @@ def model_card(run: Run) -> str:
     spec = DATASETS.get(data["name"]) if not data["folder"] else None
     file = _model_file(run)
     hub = HUB.get(data["name"]) if spec else None
-    own, members = own_code(recipe.model.name), recipe.model.args.get("members", 1)
+    own = own_code(recipe.model.name)
+    members = 1 if own else recipe.model.args.get("members", 1)  # to a builder of one's own it may be anything
     begun = recipe.model.name if ":" in recipe.model.name and recipe.model.args.get("pretrained", True) else ""
     values = _without_paths({key: value for key, value in recipe.to_dict().items() if key != "note"})
     toml = tomli_w.dumps(values).strip()
@@ -66,9 +67,7 @@ def model_card(run: Run) -> str:
     classes = [row["name"] for row in test["classes"]]
     environment = templates(keep_trailing_newline=True)  # which escape no Markdown: `plain` and `yaml` do
     environment.filters |= {"plain": plain, "yaml": yaml, "percent": lambda share: f"{100 * share:.2f} %"}
-    text = environment.get_template(
-        "card.md"
-    ).render(
+    text = environment.get_template("card.md").render(
         aim=_reachable(file["calibration"]["curve"]),
         again=_printable(shlex.join(words)),
         begun=begun if begun.startswith(("timm:", "torchvision:")) else "",
@@ -87,7 +86,7 @@ def model_card(run: Run) -> str:
         input=file["input"],
         interval=_interval(test["confusion"]),
         least=LEAST,
-        members=1 if own else members,  # a builder of one's own may mean anything by it
+        members=members,
         model=recipe.model.name,
         most=counts[0] if counts else None,
         name=run.path.resolve().name,

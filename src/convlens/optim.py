@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .models.ensemble import Ensemble, members_of
+from .models.ensemble import ensemble_of, members_of
 from .models.transfer import head_of
 from .muon import Muon
 from .recipe import LossConfig, OptimConfig
@@ -138,8 +138,8 @@ def train_mode(model: nn.Module, only_head: bool) -> None:
     lies before it then computes as in evaluation. Frozen features that change with the batch, and whose running
     statistics move, would not be the ones that were pretrained (so Keras too: keras.io/guides/transfer_learning)."""
     model.train(not only_head)
-    if isinstance(whole := getattr(model, "network", model), Ensemble):
-        whole.training = True  # it alone: whoever learns has a share of its own, and no mirror
+    if together := ensemble_of(model):
+        together.training = True  # it alone: whoever learns has a share of its own, and no mirror
     for member in members_of(model):
         head_of(member).train()
 

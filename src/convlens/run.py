@@ -174,7 +174,7 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
         size=data.input.size,
         mean=mean,
         std=std,
-        args=recipe.model.args if data.flip_ok else unmirrored(recipe.model.name, recipe.model.args),
+        args=_for_images(recipe, data).model.args,
         seed=recipe.seed,
         pretrained=pretrained,
     )
@@ -186,6 +186,12 @@ def make_model(recipe: Recipe, data: Data, pretrained: bool = True) -> nn.Sequen
     return model
 
 
+def _for_images(recipe: Recipe, data: Data) -> Recipe:
+    """The recipe, without a mirror in its network where that makes these images wrong."""
+    args = recipe.model.args if data.flip_ok else unmirrored(recipe.model.name, recipe.model.args)
+    return replace(recipe, model=replace(recipe.model, args=args))
+
+
 def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None = None) -> Run:
     """Make the run folder `out/name`, by default `out/<dataset>-<model>-<n>`; it appears under its name complete.
 
@@ -194,8 +200,7 @@ def start(recipe: Recipe, data: Data, out: str | Path = "runs", name: str | None
             no model file could hold it: two classes of one name, say.
     """
     device = next(make_model(recipe, data).parameters()).device  # what cannot run here leaves no folder behind
-    if not data.flip_ok:
-        recipe = replace(recipe, model=replace(recipe.model, args=unmirrored(recipe.model.name, recipe.model.args)))
+    recipe = _for_images(recipe, data)
     try:  # nor what could not be saved in the end
         Manifest(recipe.model.name, recipe.model.args, data.input, data.classes, recipe.to_dict(), {}).to_json()
     except (TypeError, ValueError) as error:

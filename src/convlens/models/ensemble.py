@@ -72,13 +72,24 @@ class _Steeper(torch.autograd.Function):
         return gradients[0] * ctx.times, None
 
 
-def is_mirrored(model: nn.Module) -> bool:
-    """Whether layers of a model from `build` meet mirror images, behind the images in a batch of twice as many."""
+def ensemble_of(model: nn.Module) -> Ensemble | None:
+    """The ensemble that a model from `build` is; None where it is one network."""
     network = getattr(model, "network", model)
-    return isinstance(network, Ensemble) and network.mirror is not None
+    return network if isinstance(network, Ensemble) else None
 
 
 def members_of(model: nn.Module) -> list[nn.Module]:
     """The networks that answer together in a model from `build`; the model itself where it is one network."""
-    network = getattr(model, "network", model)
-    return [*network.members] if isinstance(network, Ensemble) else [model]
+    together = ensemble_of(model)
+    return [*together.members] if together else [model]
+
+
+def is_mirrored(model: nn.Module) -> bool:
+    """Whether layers of a model from `build` meet mirror images, behind the images in a batch of twice as many."""
+    together = ensemble_of(model)
+    return together is not None and together.mirror is not None
+
+
+def without_mirrored(model: nn.Module, values: Tensor, count: int) -> Tensor:
+    """What a layer of the model made of the `count` images themselves."""
+    return values[:count] if is_mirrored(model) else values
