@@ -728,6 +728,32 @@ def test_a_file_takes_the_place_of_a_stroke_of_the_same_moment(page: sync_api.Pa
     sync_api.expect(page.locator(".given .small[role=status]")).to_contain_text("28 × 28")
 
 
+def test_a_file_takes_the_place_of_a_drawing_that_is_being_packed(page: sync_api.Page) -> None:
+    """Between the question about the drawing and its PNG, which a busy machine takes its time for."""
+    at(page, "try")
+    page.evaluate(
+        """() => {
+            const real = HTMLCanvasElement.prototype.toBlob;
+            HTMLCanvasElement.prototype.toBlob = function (...asked) {
+                window.packing = true;
+                setTimeout(() => { real.apply(this, asked); window.packed = true; }, 3000);
+            };
+            document.querySelector("main").paper.draw([[[0.5, 0.2], [0.5, 0.8]]]);
+        }"""
+    )
+    page.wait_for_function("() => window.packing")
+    page.set_input_files(
+        "input[type=file]", files=[{"name": "0.png", "mimeType": "image/png", "buffer": png(torch.eye(28)[None] * 255)}]
+    )
+    note, seen = page.locator(".given .small[role=status]"), page.locator("img.seen")
+    sync_api.expect(note).to_contain_text("28 × 28")
+    picture = seen.get_attribute("src")
+    page.wait_for_function("() => window.packed")
+    page.wait_for_timeout(1500)  # the drawing is on its way to the server, and back
+    assert seen.get_attribute("src") == picture
+    sync_api.expect(note).to_contain_text("28 × 28")
+
+
 def test_what_is_rubbed_out_leaves_no_answer(page: sync_api.Page) -> None:
     at(page, "try")
     draw(page, 1)

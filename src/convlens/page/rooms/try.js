@@ -97,8 +97,10 @@ export function enter(place, params) {
     marked();
   }
 
+  // A drawing has its turn from the moment it is asked about, not from when it has become a PNG: what is given meanwhile is newer
   async function upload(blob, digit) {
-    const given = await only(send("pictures", blob, { look: 1, ...(digit ? { digit: 1 } : {}), ...extra }));
+    const sent = async () => send("pictures", await blob, { look: 1, ...(digit ? { digit: 1 } : {}), ...extra });
+    const given = await only(sent());
     await choose(given.ref, given.seen, given.look);
     return given;
   }
@@ -116,7 +118,7 @@ export function enter(place, params) {
     busy = true;
     note.textContent = ""; // it was of another picture
     try {
-      await guarded(async () => upload(await paper.picture(), run.digits));
+      await guarded(() => upload(paper.picture(), run.digits));
     } finally {
       busy = false;
     }
