@@ -28,6 +28,7 @@ from convlens.recipe import ModelConfig, OptimConfig
 from convlens.run import start
 from convlens.shortcuts import shortcut
 from convlens.splits import Split
+from convlens.training import seen_flops
 from convlens.trial import run_flops
 from convlens.walking import explained, walk
 
@@ -303,6 +304,12 @@ def test_members_are_an_argument_of_every_network(monkeypatch: pytest.MonkeyPatc
     assert isinstance(own.network[1], nn.ReLU)
     own = build("test_ensemble:anything", **SHAPE, args={"members": 5})  # as one that takes any
     assert isinstance(own.network[1], nn.ReLU)
+
+
+def test_a_training_step_counts_the_one_member_that_sees_an_image() -> None:
+    single, several = build("vgg", **SHAPE, args=SMALL), ensemble(3, mirror=True)
+    assert forward_flops(several, images(1)) == 6 * forward_flops(single, images(1))
+    assert seen_flops(several, images(1)) == seen_flops(single, images(1)) == forward_flops(single, images(1))
 
 
 def test_looking_inside_shows_every_member() -> None:

@@ -278,6 +278,19 @@ def test_a_network_of_ones_own_is_named_in_the_commands(data: Data, tmp_path, mo
     assert 'Predictor.load("model.safetensors", "card_net:net")' in text
 
 
+def test_networks_that_answer_together_and_for_the_mirror_image_are_told(data: Data, tmp_path) -> None:
+    """Not for a data set of digits, which no mirror image is one of."""
+    args = {"widths": [4], "convs": 1, "members": 2, "mirror": True}
+    told = replace(RECIPE, epochs=1, model=ModelConfig("vgg", args=args))
+    pair, mirrored = "2 convolutional networks that answer together", "at the picture and at its mirror image"
+    digits = model_card(fit_undrawn(told, data, tmp_path / "digits"))
+    assert pair in digits
+    assert mirrored not in digits
+    either_way = model_card(fit_undrawn(told, replace(data, flip_ok=True), tmp_path / "either-way"))
+    assert pair in either_way
+    assert mirrored in either_way
+
+
 def test_the_command_writes_it_and_never_over_an_edited_one(run: Run, convlens, tmp_path) -> None:
     assert convlens("card", run.path).returncode == 0  # the same again
     out = tmp_path / "README.md"

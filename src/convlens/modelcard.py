@@ -57,7 +57,7 @@ def model_card(run: Run) -> str:
     file = _model_file(run)
     hub = HUB.get(data["name"]) if spec else None
     own = own_code(recipe.model.name)
-    members = 1 if own else recipe.model.args.get("members", 1)  # to a builder of one's own it may be anything
+    together = {} if own else recipe.model.args  # to a builder of one's own these names may mean anything
     begun = recipe.model.name if ":" in recipe.model.name and recipe.model.args.get("pretrained", True) else ""
     values = _without_paths({key: value for key, value in recipe.to_dict().items() if key != "note"})
     toml = tomli_w.dumps(values).strip()
@@ -86,7 +86,8 @@ def model_card(run: Run) -> str:
         input=file["input"],
         interval=_interval(test["confusion"]),
         least=LEAST,
-        members=members,
+        members=together.get("members", 1),
+        mirror=together.get("mirror", False),
         model=recipe.model.name,
         most=counts[0] if counts else None,
         name=run.path.resolve().name,

@@ -25,6 +25,7 @@ from .distributed import most, on_main, parallel, rank, world
 from .errors import FAILED, UserError
 from .flops import forward_flops
 from .graphs import Step, recorded
+from .models.ensemble import is_mirrored, members_of
 from .optim import (
     averaging,
     body_of,
@@ -129,7 +130,7 @@ def train(
     loss_of = objective(model, recipe.loss, recipe.optim.l1, weights)
     steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
-    flops = forward_flops(model, split.at(slice(1)))
+    flops = seen_flops(model, split.at(slice(1)))
     require_sizes(model, split, recipe.augment)
     precision = on_main(pick_precision, recipe.precision, device, flops)
     compiled = compiles(recipe, device, flops * len(split) * recipe.epochs)
@@ -226,6 +227,11 @@ def augmentation(recipe: Recipe, epoch: int, flip_ok: bool) -> AugmentConfig:
     last = len(sides) - 1
     side = sides[last - (recipe.epochs - epoch) * len(sides) // recipe.epochs] if sides else None
     return replace(config, flip=config.flip and flip_ok, crop=[side] if side else [])
+
+
+def seen_flops(model: nn.Module, images: Tensor) -> int:
+    """`forward_flops` of an image of a training step: one member of an ensemble sees it, and not its mirror image."""
+    return forward_flops(model, images) // (len(members_of(model)) * (2 if is_mirrored(model) else 1))
 
 
 def compiles(recipe: Recipe, device: torch.device, run_flops: float) -> bool:

@@ -29,12 +29,12 @@ from .data import Data, load, steps_per_epoch  # noqa: E402
 from .device import Timer, pick_device, pick_precision  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
-from .flops import forward_flops, training_flops  # noqa: E402
+from .flops import training_flops  # noqa: E402
 from .models.ensemble import members_of  # noqa: E402
 from .optim import body_of, freezable, hold  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 from .run import make_model  # noqa: E402
-from .training import Position, augmentation, compiles, frozen_layers, train  # noqa: E402
+from .training import Position, augmentation, compiles, frozen_layers, seen_flops, train  # noqa: E402
 
 
 def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Iterator[dict[str, Any]]:
@@ -78,7 +78,7 @@ def trial(recipe: Recipe, data: Data, to_accuracy: float | None = None) -> Itera
             if to_accuracy is not None and accuracy >= to_accuracy:
                 break
         training = Timer(device)
-    forward = forward_flops(model, data.train.at(slice(1)))
+    forward = seen_flops(model, data.train.at(slice(1)))
     # Where the model is compiled its first step does it; the others say what a step takes otherwise.
     if compiles(recipe, device, forward * len(data.train) * recipe.epochs) and len(stamps) > 2:
         steps = [after - before for before, after in itertools.pairwise(stamps)]
