@@ -59,6 +59,16 @@ class Anatomy:
         raise unknown("layer", name, [step.name for step in self.steps])
 
 
+@dataclass(frozen=True)
+class _Met:
+    """A step as it ran, and what its effects are drawn from: the place of its output in the gradient's graph, where it
+    has one, and what it made of the image's other views, which lie behind it in the batch (none without a place)."""
+
+    step: Step
+    edge: GradientEdge | None
+    others: Tensor
+
+
 def dissect(
     model: nn.Module, image: Tensor, off: Mapping[str, Sequence[int]] | None = None, effects: bool = False
 ) -> Anatomy:
@@ -73,10 +83,8 @@ def dissect(
     Raises:
         UserError: a layer that did not run, or a channel that it does not have.
     """
-    steps: list[Step] = []
-    edges: list[GradientEdge | None] = []
+    met: list[_Met] = []
     made: list[tuple[str, Tensor, _Mark]] = []
-    views: list[Tensor] = []  # what every step made of the image's other views, which lie behind it in the batch
     with (
         evaluating(model),
         uncompiled(),
@@ -87,27 +95,23 @@ def dissect(
         # a clone with a gradient of its own: there is a graph also where the weights are frozen
         pixels = as_input(model, image[None]).detach().clone().requires_grad_(effects)
         made.append(("input", pixels, _mark(pixels)))
-        with followed(model, lambda name: _recorders(name, steps, edges, made, views)):
+        with followed(model, lambda name: _recorders(name, met, made)):
             logits = model(pixels)[0]
-    if effects:
-        steps = _with_effects(steps, edges, views, logits)
+    steps = _with_effects(met, logits) if effects else (each.step for each in met)
     return Anatomy(tuple(steps), logits.detach().float().cpu())
 
 
-def _with_effects(
-    steps: list[Step], edges: list[GradientEdge | None], views: list[Tensor], logits: Tensor
-) -> list[Step]:
-    followed = [edge for edge in edges if edge is not None]
+def _with_effects(met: list[_Met], logits: Tensor) -> Iterator[Step]:
+    followed = [each.edge for each in met if each.edge is not None]
     reached = followed and logits.requires_grad
     slopes = iter(torch.autograd.grad(logits.max(), followed, allow_unused=True) if reached else ())
-    found = []
-    for step, edge, others in zip(steps, edges, views, strict=True):
-        slope = next(slopes, None) if edge is not None else None
-        moved = torch.zeros_like(step.output) if slope is None else step.output * slope[0].float().cpu()
-        if slope is not None and len(others):
-            moved = moved + (others * slope[1:].float().cpu()).sum(0)
-        found.append(replace(step, effects=moved.flatten(1).sum(1) if moved.ndim > 1 else moved))
-    return found
+    for each in met:
+        slope = next(slopes, None) if each.edge is not None else None
+        output = each.step.output
+        moved = torch.zeros_like(output) if slope is None else output * slope[0].float().cpu()
+        if slope is not None and len(each.others):
+            moved = moved + (each.others * slope[1:].float().cpu()).sum(0)
+        yield replace(each.step, effects=moved.flatten(1).sum(1) if moved.ndim > 1 else moved)
 
 
 @contextmanager
@@ -199,13 +203,7 @@ def _mark(values: Tensor) -> _Mark:
     return storage, int(values.storage_offset()), values.numel(), values._version
 
 
-def _recorders(
-    name: str,
-    steps: list[Step],
-    edges: list[GradientEdge | None],
-    made: list[tuple[str, Tensor, _Mark]],
-    views: list[Tensor],
-) -> Hooks:
+def _recorders(name: str, met: list[_Met], made: list[tuple[str, Tensor, _Mark]]) -> Hooks:
     """The hooks in front of a layer and behind it; in front, because a ReLU in place overwrites what it was given.
     `made` holds every step's output, so that no other comes to lie in its place."""
     given: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -217,13 +215,13 @@ def _recorders(
 
     def behind(layer: nn.Module, _inputs: Any, output: Any) -> None:
         image, sources = given.pop()
-        again = sum(step.name.split("#")[0] == name for step in steps)
+        again = sum(each.step.name.split("#")[0] == name for each in met)
         text = formula(image.shape[1], *windows(layer)[0]) if isinstance(layer, WINDOWED) else ""
         called, first = f"{name}#{again + 1}" if again else name, tensors(output)[0]
-        steps.append(Step(called, layer, image, _of_one(output), text, sources=sources))
+        step = Step(called, layer, image, _of_one(output), text, sources=sources)
+        edge = get_gradient_edge(first) if first.requires_grad else None
+        met.append(_Met(step, edge, (first[1:] if edge else first[:0]).detach().float().cpu().clone()))
         made.append((called, first, _mark(first)))
-        views.append(first[1:].detach().float().cpu().clone())
-        edges.append(get_gradient_edge(first) if first.requires_grad else None)
 
     return before, behind
 
