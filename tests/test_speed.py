@@ -17,6 +17,7 @@ from convlens.evaluation import logits_of
 from convlens.fitting import kept_model
 from convlens.modelfile import golden_difference
 from convlens.models import fit_whitening
+from convlens.models.ensemble import members_of
 from convlens.models.normalize import Normalize
 from convlens.models.speed import EPS, Whiten
 from convlens.recipe import AugmentConfig, ModelConfig, OptimConfig
@@ -160,7 +161,8 @@ def test_whitening_and_the_scales_of_the_norms_are_not_trained(recipe: Recipe, d
 def test_sides_of_one_pixel_are_not_halved(side: int, halvings: int) -> None:
     """So the recipe that your own pictures get takes tiny ones, too; its first layer is 3 pixels wide."""
     model = build("speednet", channels=3, classes=4, size=(side, 2 * side), args=PHOTOS.model.args)
-    assert [type(layer) for layer in model.modules()].count(nn.MaxPool2d) == halvings
+    for member in members_of(model):
+        assert [type(layer) for layer in member.modules()].count(nn.MaxPool2d) == halvings
     assert model(torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)).shape == (2, 4)
 
 
