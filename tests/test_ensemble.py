@@ -17,7 +17,6 @@ from convlens import Data, InputSpec, Recipe, attribute, build, make_model, summ
 from convlens.anatomy import dissect
 from convlens.arithmetic import arithmetic
 from convlens.channels import rank_channels, survey
-from convlens.data import dealt
 from convlens.embedding import embed
 from convlens.errors import UserError
 from convlens.explain import in_every_member
@@ -120,42 +119,6 @@ def test_training_an_ensemble_is_training_each_on_its_shares(optimizer: str) -> 
     for single, member in zip(singles, members_of(model), strict=True):
         for mine, other in zip(member.state_dict().values(), single[1].state_dict().values(), strict=True):
             torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("members", "count", "batch_size", "accumulate"), [(2, 20, 8, 1), (3, 36, 12, 1), (2, 40, 8, 2)]
-)
-def test_each_member_meets_every_image_once_in_as_many_epochs_as_there_are_members(
-    members: int, count: int, batch_size: int, accumulate: int
-) -> None:
-    """Told by the members' own inputs, and not by what the batches were meant for."""
-    data = noise(count)
-    data.train.store[:, 0, 0, 0] = torch.arange(count)
-    recipe = Recipe(
-        epochs=2 * members, batch_size=batch_size, accumulate=accumulate, device="cpu", compile="off",
-        model=ModelConfig("vgg", args={**SMALL, "members": members}), optim=OptimConfig(lr=0.01),
-    ).override({"data.val": 0.0})  # fmt: skip # a line a field says no more
-    model = ensemble(members)
-    met: list[list[int]] = [[] for _ in range(members)]
-    for mine, member in zip(met, members_of(model), strict=True):
-        member.register_forward_pre_hook(
-            lambda _, given, mine=mine: mine.extend((given[0][:, 0, 0, 0] * 255).round().long().tolist())
-        )
-    orders = []
-    for epoch in train(model, data, recipe):
-        orders.append([number for mine in met for number in mine[-count // members :]])
-        assert sorted(orders[-1]) == list(range(count))  # an epoch holds each image once, whoever sees it
-        if epoch.index % members == 0:
-            for mine in met:
-                assert sorted(mine[-count:]) == list(range(count))
-    assert len({tuple(order) for order in orders}) == 2 * members
-
-
-@pytest.mark.parametrize("shares", [(1, 1, 2), (1, 1, 3), (2, 1, 2), (1, 2, 3)])
-def test_no_image_is_left_out_where_shares_are_uneven(shares: tuple[int, int, int]) -> None:
-    order = torch.randperm(101, generator=torch.Generator().manual_seed(0))
-    for turn in range(shares[-1]):
-        assert torch.equal(dealt(order, turn, 10, shares).sort().values, torch.arange(101))
 
 
 @pytest.mark.parametrize("members", [1, 2])

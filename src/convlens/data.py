@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -165,31 +165,22 @@ def batches(
     first_step: int = 0,
     classes: int = 0,
     balanced: bool = False,
-    shares: Sequence[int] = (1,),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch, from `first_step` on: (uint8 (B, C, H, W), int64 (B,)) on the split's device; where the
     augmentation mixes images, the labels are the shares of `classes` classes, float (B, classes), each row's sum 1.
 
     Order and augmentation come from (seed, epoch, step) alone, so an epoch can be taken up anywhere. See `draw` for
     `balanced`.
-
-    `shares` says into how many even parts a batch is divided, each of these again, and so on; the last are those of the
-    members of an ensemble. It takes as many epochs as there are members until each has met every image once.
     """
     device = split.labels.device
-    passed, turn = divmod(epoch - 1, shares[-1])
-    if balanced:
-        order = draw(split, seed, epoch, balanced)
-    else:
-        order = dealt(draw(split, seed, passed + 1), turn, batch_size, shares)
-    order = order.to(device)
+    order = draw(split, seed, epoch, balanced).to(device)
     changes = augmentation != AugmentConfig()
     mirrored = None
     if augmentation.flip and augmentation.alternate:
         # Every image is seen from both sides in any two epochs, which flips drawn anew each time do not promise
         # (Jordan, arXiv:2404.00498)
         coins = torch.rand(len(split), generator=torch.Generator().manual_seed(mix_seed(seed, 1 << 33))) < 0.5
-        mirrored = (coins ^ (passed % 2 == 1)).to(device)
+        mirrored = (coins ^ (epoch % 2 == 0)).to(device)
     for step in range(first_step, steps_per_epoch(split, batch_size)):
         chosen = order[step * batch_size : (step + 1) * batch_size]
         images, labels = split.at(chosen), split.labels[chosen]
@@ -200,25 +191,6 @@ def batches(
             if augmentation.mixup or augmentation.cutmix:
                 images, labels = mix(images, labels, classes, augmentation, generator)
         yield images, labels
-
-
-def dealt(order: Tensor, turn: int, batch_size: int, shares: Sequence[int]) -> Tensor:
-    """The images of `order` (N,) in another order, that of epoch `turn` (from 0) of as many as there are members: in
-    these epochs together the share that `shares` gives a member has every image once, to rounding.
-
-    Were the shares drawn anew, a member would meet some images half as often as others; three networks taught so were
-    no better together than one alone (docs/pictures.md).
-    """
-    members = shares[-1]
-    member = torch.empty_like(order)
-    for batch in torch.arange(len(order)).split(batch_size):
-        parts = [batch]
-        for count in shares:
-            parts = [smaller for part in parts for smaller in part.tensor_split(count)]
-        for i, part in enumerate(parts):
-            member[part] = i % members
-    places = member.argsort(stable=True)  # first all of the first member's
-    return torch.empty_like(order).scatter_(0, places, order.roll(turn * len(order) // members))
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

@@ -128,7 +128,7 @@ def train(
     split, sampled = data.train.to(device), recipe.data.balance == "sample"
     weights = class_weights(split.labels, len(data.classes)) if recipe.data.balance == "weights" else None
     loss_of = objective(model, recipe.loss, recipe.optim.l1, weights)
-    steps, shares = steps_per_epoch(split, recipe.batch_size), (recipe.accumulate, world(), len(members_of(model)))
+    steps = steps_per_epoch(split, recipe.batch_size)
     stop = stop or threading.Event()
     flops = seen_flops(model, split.at(slice(1)))
     require_sizes(model, split, recipe.augment)
@@ -158,7 +158,7 @@ def train(
                 frozen = (-1, False)
             changes = augmentation(recipe, at.epoch, data.flip_ok)
             size, seed, classes = recipe.batch_size, recipe.seed, len(data.classes)
-            todo: Batches = batches(split, size, changes, seed, at.epoch, first, classes, sampled, shares)
+            todo: Batches = batches(split, size, changes, seed, at.epoch, first, classes, sampled)
             with exchanged(averaged, twin):
                 for images, labels in watch(todo, at) if watch else todo:
                     share = lr_share(recipe, at.epoch, at.step, steps)
