@@ -105,7 +105,7 @@ def test_it_does_so_with_mixed_images_and_labels(data: Data, tmp_path: Path) -> 
 def test_it_does_so_with_an_average_clipped_in_parts_and_drawn_with_replacement(
     optim: str, data: Data, tmp_path: Path
 ) -> None:
-    config = replace(RECIPES[optim], ema=0.8, clip=0.5)
+    config = replace(RECIPES[optim], ema=0.8, clip=0.5, norm_images=9)
     augment = AugmentConfig(flip=True, shift=2)
     balance = DataConfig(val=0.0, balance="sample")
     recipe = Recipe(

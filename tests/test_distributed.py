@@ -57,6 +57,7 @@ CASES = {
         VGG,
         replace(BASE, optim=replace(SGD, ema=0.8, clip=0.5), data=DataConfig(balance="sample")),
     ),
+    "norms measured": (53, VGG, replace(BASE, optim=replace(SGD, norm_images=17))),
     # the last batch: parts of two images, of one and of one
     "in parts, weighted classes": (52, VGG, replace(BASE, accumulate=3, data=DataConfig(balance="weights"))),
     "in parts, no batch norm": (50, ModelConfig("lenet5"), replace(BASE, accumulate=5)),

@@ -39,10 +39,11 @@ LAYERS = [
     [
         "flops",
         "steps",
-        "training",
-        "lr_find",
         "intervals",
         "evaluation",
+        "norms",
+        "training",
+        "lr_find",
         "calibration",
         "tensors",
         "checkpoint",

@@ -59,7 +59,7 @@ def find_lr(model: nn.Module, data: Data, recipe: Recipe, steps: int = STEPS) ->
     """
     if recipe.optim.lr == 0:
         raise UserError("optim.lr is 0, and the test begins at a share of it: give it a value, such as --lr 0.1")
-    optim = replace(recipe.optim, schedule="constant", warmup=0.0, freeze=[], head_epochs=0)
+    optim = replace(recipe.optim, schedule="constant", warmup=0.0, freeze=[], head_epochs=0, norm_images=0)
     most = DECADES * steps
     test = replace(
         recipe,

@@ -77,7 +77,7 @@ def images_per_second(recipe: Recipe, data: Data) -> float:
 
     The learning rate is 0, so that no size diverges, images have their last size, and nothing is compiled or frozen.
     """
-    still = replace(recipe.optim, lr=0.0, linear_lr=0.0, bias_lr=0.0, freeze=[])
+    still = replace(recipe.optim, lr=0.0, linear_lr=0.0, bias_lr=0.0, freeze=[], norm_images=0)
     augment = replace(recipe.augment, crop=recipe.augment.crop[-1:])
     model = make_model(recipe, data)
     device = next(model.parameters()).device

@@ -58,6 +58,8 @@ class OptimConfig:
     clip: float = _number(0.0, 0)  # the largest L2 norm of the gradient of all weights together; 0: any
     # Decay of the average of the weights that is evaluated and kept instead of the last weights; 0: no average
     ema: float = _number(0.0, 0, 0.99999)
+    # training images, unchanged, that batch norm's statistics are measured on after the last epoch; 0: running averages
+    norm_images: int = _number(0, 0, 1_000_000)
     head_epochs: int = _number(0, 0, 100_000)  # first epochs in which only the last layer learns
     body_lr: float = _number(0.0, 0)  # of all that lies before the last layer; 0: as there
 

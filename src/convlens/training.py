@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import augmented_size
-from .data import Data, batches, steps_per_epoch
+from .data import Data, batches, draw, steps_per_epoch
 from .device import (
     Timer,
     choose_kernels,
@@ -26,6 +26,7 @@ from .errors import FAILED, UserError
 from .flops import forward_flops
 from .graphs import Step, recorded
 from .models.ensemble import is_mirrored, members_of
+from .norms import measure_norms
 from .optim import (
     averaging,
     body_of,
@@ -109,6 +110,9 @@ def train(
     With `optim.ema` the model holds the average of its weights whenever the caller has it, also after a `break` or an
     error: it is what the caller evaluates and keeps.
 
+    With `optim.norm_images` it has, after the last epoch, the statistics of batch norm that the images themselves have
+    (`norms`); the epochs before it are yielded with the running averages.
+
     On a GPU a step is recorded and played back (`graphs`): Python in the model's forward pass runs in the first steps
     only, so a model that decides anything there, and not on the GPU, wants `recipe.cuda_graph` off.
 
@@ -178,6 +182,9 @@ def train(
                     if _stopped(stop):
                         break
             _require_finite(at, recipe, steps)
+            if (at.epoch, at.step) == (recipe.epochs, steps):
+                some = draw(split, seed, at.epoch, sampled)[: recipe.optim.norm_images]
+                measure_norms(model, split, some.to(device))
             at.seconds += timer.seconds()
             at.random = random_state(device)
             yield _end_of_epoch(at, recipe, len(split), share)
