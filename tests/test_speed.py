@@ -160,10 +160,12 @@ def test_whitening_and_the_scales_of_the_norms_are_not_trained(recipe: Recipe, d
 @pytest.mark.parametrize(("side", "halvings"), [(64, 4), (18, 4), (17, 3), (8, 2), (3, 0)])
 def test_sides_of_one_pixel_are_not_halved(side: int, halvings: int) -> None:
     """So the recipe that your own pictures get takes tiny ones, too; its first layer is 3 pixels wide."""
-    model = build("speednet", channels=3, classes=4, size=(side, 2 * side), args=PHOTOS.model.args)
-    for member in members_of(model):
+    images = torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)
+    for args in (PHOTOS.model.args, {**PHOTOS.model.args, "pool": "max"}):
+        model = build("speednet", channels=3, classes=4, size=(side, 2 * side), args=args)
+        assert model(images).shape == (2, 4)
+    for member in members_of(model):  # those that halve by max pooling alone
         assert [type(layer) for layer in member.modules()].count(nn.MaxPool2d) == halvings
-    assert model(torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)).shape == (2, 4)
 
 
 def test_the_arguments_reach_the_network() -> None:

@@ -201,10 +201,19 @@ PHOTOS = replace(
     note="For a few thousand photographs of your own: two networks of the speed recipes, one width more, that answer "
     "together for a picture and its mirror image, trained on crops, turns and other colours of the pictures; the epoch "
     "with the best validation loss is kept. Chosen on a validation split of flowers (docs/pictures.md).",
-    epochs=40,
+    epochs=45,
     batch_size=128,
-    model=ModelConfig("speednet", args={"widths": [32, 96, 192, 256], "members": 2, "mirror": True, **_FIRST_LAYER}),
-    optim=replace(_ONE_CYCLE, name="muon", momentum=0.6, nesterov=False, linear_lr=0.02, bias_lr=0.5),
+    model=ModelConfig(
+        "speednet",
+        args={
+            "widths": [32, 96, 192, 256],
+            "pool": ["max", "max", "stride", "stride"],
+            "members": 2,
+            "mirror": True,
+            **_FIRST_LAYER,
+        },
+    ),
+    optim=replace(_ONE_CYCLE, name="muon", momentum=0.6, nesterov=False, linear_lr=0.02, bias_lr=0.5, norm_images=512),
     loss=LossConfig(label_smoothing=0.1),
     augment=AugmentConfig(flip=True, scale=0.25, reduce=0.75, warp=0.2, fill="reflect", colour=0.3),
     data=DataConfig(),
