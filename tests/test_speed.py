@@ -180,6 +180,15 @@ def test_the_arguments_reach_the_network() -> None:
     assert kinds(activation="silu").count(nn.SiLU) == 3
     assert kinds().count(nn.MaxPool2d) == 2
     assert nn.MaxPool2d not in kinds(pool="stride")
+    wider = {"widths": [8, 8, 8, 8], "convs": 1}
+    for pool, strides in (
+        (["max"], [1, 1, 1, 1]),
+        (["max", "stride"], [1, 2, 2, 2]),  # the last of a list goes for all further widths
+        (["stride", "max", "max", "stride"], [2, 1, 1, 2]),
+        (["max", "stride", "max", "max", "stride"], [1, 2, 1, 1]),  # more than there are widths
+    ):
+        layers = build("speednet", **shape, args={**SMALL, **wider, "pool": pool}).network.features.modules()
+        assert [m.stride[0] for m in layers if type(m) is nn.Conv2d] == strides
     wide = build("speednet", **shape, args={**SMALL, "whiten": 3, "whiten_stride": 2})
     layer = wide.network.features[0]
     assert (layer.out_channels, layer.kernel_size, layer.stride) == (54, (3, 3), (2, 2))

@@ -207,7 +207,7 @@ PHOTOS = replace(
         "speednet",
         args={
             "widths": [32, 96, 192, 256],
-            "pool": ["max", "max", "stride", "stride"],
+            "pool": ["max", "max", "stride"],
             "members": 2,
             "mirror": True,
             **_FIRST_LAYER,

@@ -4,6 +4,7 @@ arithmetic than the accuracy asks for. In the line of cifar10-fast (Page, 2018),
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,17 +71,18 @@ def speednet(
 
     `whiten` is the side of the first layer's filters, 0 for none; it keeps that many `components`, the strongest, 0 for
     all; without `whiten_bias` nothing in it is trained, which saves its gradients. `activation` relu, gelu or silu.
-    `pool` max (max pooling behind the first convolution of a width) or stride (that convolution has stride 2), or one
-    of the two for every width. `padding` is that of the 3 x 3 convolutions. `head` says what the linear layer sees: the
-    max or the average of every map, or flat, all of it. `momentum` is the weight of the newest batch in the statistics
-    that batch norm keeps.
+    `pool` max (max pooling behind the first convolution of a width) or stride (that convolution has stride 2), or a
+    list of these, for the widths in their order: the last goes for all further widths, and what is left over for none,
+    such that a recipe's list goes with any widths. `padding` is that of the 3 x 3 convolutions. `head` says what the
+    linear layer sees: the max or the average of every map, or flat, all of it. `momentum` is the weight of the newest
+    batch in the statistics that batch norm keeps.
 
     Raises:
         UserError: an unknown choice, or images too small for its layers.
     """
-    pools = [pool] * len(widths) if isinstance(pool, str) else list(pool)
-    if len(pools) != len(widths):
-        raise UserError(f"pool must be one word, or one for each of the {len(widths)} widths, not {pools}")
+    pools = [pool] if isinstance(pool, str) else list(pool)
+    if not pools:
+        raise UserError("pool must be max or stride, or a list of these with at least one of them, not []")
     for kind, given, choices in (
         ("activation", activation, ACTIVATIONS),
         *(("pool", each, ("max", "stride")) for each in pools),
@@ -98,7 +100,8 @@ def speednet(
         first = Whiten(channels, whiten, whiten_stride, components, whiten_bias)
         layers += [first, act()]
         into = first.out_channels
-    for width, halving in zip(widths, pools, strict=True):
+    halvings = itertools.chain(pools, itertools.repeat(pools[-1]))
+    for width, halving in zip(widths, halvings, strict=False):
         for i in range(convs):
             stride = 2 if i == 0 and halving == "stride" else 1
             convolution = nn.Conv2d(into, width, 3, stride, padding, bias=False)
